@@ -1,0 +1,1 @@
+"""Molecules: QM9, bonds, metrics, rewards, pictures, and the equivariant denoiser."""
