@@ -1,0 +1,1 @@
+"""The course around the library: notebooks, presets, results, claims, exercises, command line."""
