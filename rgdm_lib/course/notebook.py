@@ -102,7 +102,8 @@ class Run:
         beside = ""
         for suffix, bound in (("floor", floor), ("ceiling", ceiling)):
             if bound is not None:
-                self._record(f"{name}_{suffix}", bound, unit, n, f"{suffix} of {name}: {definition}")
+                meaning = f"{suffix} of {name}: {definition}"
+                self._record(f"{name}_{suffix}", bound, unit, n, meaning)
                 beside += f", {suffix} {float(bound):.4g}"
         self._record(name, value, unit, n, definition)
         shown_unit = "" if unit == "1" else f" {unit}"

@@ -77,7 +77,7 @@ def aggregate(records: list[dict]) -> dict[str, dict]:
     for record in records[1:]:
         odd = sorted(names ^ record["metrics"].keys())
         if odd:
-            raise ValueError(f"seed {record['seed']}: metrics {odd} are not in every seed's results")
+            raise ValueError(f"seed {record['seed']}: metrics {odd} are not in every run")
     for name in names:
         entries = [record["metrics"][name] for record in records]
         for key in ("unit", "definition"):

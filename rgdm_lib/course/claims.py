@@ -1,0 +1,153 @@
+"""Headline sentences, each tied to a metric, a bound, a preset and the command that measures it."""
+
+import json
+import operator
+from dataclasses import dataclass
+from pathlib import Path
+
+_OPERATORS = {"<=": operator.le, ">=": operator.ge}
+README_BEGIN = "<!-- claims:begin -->"
+README_END = "<!-- claims:end -->"
+
+
+@dataclass(frozen=True)
+class Claim:
+    """``bounds`` are (operator, value) pairs that every seed's value has to meet."""
+
+    id: str
+    sentence: str
+    notebook: str
+    metric: str
+    preset: str
+    bounds: tuple[tuple[str, float], ...]
+
+    @property
+    def command(self) -> str:
+        """Command that measures it."""
+        number = self.notebook[:2]
+        return f"python -m rgdm_lib.course reference {number} --preset {self.preset}"
+
+    @property
+    def bound_text(self) -> str:
+        """Bounds in words: ``<= 3``, ``0.8 to 1.2``."""
+        if [symbol for symbol, _ in self.bounds] == [">=", "<="]:
+            return f"{self.bounds[0][1]:g} to {self.bounds[1][1]:g}"
+        return ", ".join(f"{symbol} {value:g}" for symbol, value in self.bounds)
+
+    def holds(self, value: float) -> bool:
+        """Whether one value meets all bounds."""
+        return all(_OPERATORS[symbol](value, bound) for symbol, bound in self.bounds)
+
+
+_DDPM = "the DDPM built from scratch samples a 2-D distribution almost as well as fresh data would"
+_RING = "RGDM with at most 20,000 reward evaluations reaches the exact payoff of a ring"
+_GAP = "guided training moves QED as far as the payoff distribution does, at an ESS of {} %"
+
+
+def _ddpm(preset: str, bound: float) -> Claim:
+    return Claim(f"ddpm-{preset}", _DDPM, "02_ddpm_from_scratch", "sw_over_floor", preset,
+                 (("<=", bound),))  # fmt: skip
+
+
+def _ring(preset: str, bound: float) -> Claim:
+    return Claim(f"ring-{preset}", _RING, "07_rgdm", "sw_over_floor_ring", preset,
+                 (("<=", bound),))  # fmt: skip
+
+
+def _molecules(identity: str, metric: str, sentence: str, *bounds: tuple[str, float]) -> Claim:
+    return Claim(identity, sentence, "09_molecules", metric, "laptop", bounds)
+
+
+CLAIMS = (
+    _ddpm("quick", 3),
+    _ddpm("laptop", 1.5),
+    _ring("quick", 4),
+    _ring("laptop", 2),
+    _molecules("molecules-stable", "base_mol_stable",
+               "the base model's molecules are stable by EDM's rule", (">=", 0.40)),
+    _molecules("atoms-stable", "base_atom_stable",
+               "the base model's atoms are stable by EDM's rule", (">=", 0.90)),
+    _molecules("memorisation", "base_memorisation_ratio",
+               "the base model's samples lie about as far from the training set as held-out "
+               "molecules do", (">=", 0.5)),
+    *(
+        _molecules(f"qed-ess{share}", f"qed_gap_closed_ess{share}", _GAP.format(share),
+                   (">=", 0.8), ("<=", 1.2))
+        for share in (80, 40, 10)
+    ),
+    _molecules("validity", "validity_change_ess40",
+               "guided training at an ESS of 40 % costs little validity", (">=", -0.05)),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Status:
+    """Where a claim stands: ``outcome`` is "pass", "fail" or "not run"; ``values`` one a seed."""
+
+    claim: Claim
+    outcome: str
+    values: tuple[float, ...] = ()
+
+    @property
+    def measured(self) -> str:
+        """Mean, spread and number of seeds, in words."""
+        if not self.values:
+            return "not run"
+        mean = sum(self.values) / len(self.values)
+        if len(self.values) == 1:
+            return f"{mean:.3g} (1 seed)"
+        spread = max(self.values) - min(self.values)
+        return f"{mean:.3g} (range {spread:.2g}, {len(self.values)} seeds)"
+
+
+def judge(claim: Claim, values: list[float] | None) -> Status:
+    """Compare a claim with the values of its metric, one a seed; None or []: nobody ran it."""
+    if not values:
+        return Status(claim, "not run")
+    outcome = "pass" if all(claim.holds(value) for value in values) else "fail"
+    return Status(claim, outcome, tuple(values))
+
+
+def from_reference(folder: Path) -> list[Status]:
+    """Status of every claim by the reference results in ``folder``."""
+    statuses = []
+    for claim in CLAIMS:
+        path = folder / f"{claim.notebook}.{claim.preset}.json"
+        metrics = json.loads(path.read_text(encoding="utf-8"))["metrics"] if path.is_file() else {}
+        statuses.append(judge(claim, metrics.get(claim.metric, {}).get("values")))
+    return statuses
+
+
+def from_run(results: dict) -> list[Status]:
+    """Status of the claims on one run's notebook and preset; ``results`` is its results.json."""
+    metrics = results["metrics"]
+    return [
+        judge(claim, [metrics[claim.metric]["value"]] if claim.metric in metrics else None)
+        for claim in CLAIMS
+        if (claim.notebook, claim.preset) == (results["notebook"], results["preset"])
+    ]
+
+
+def readme_table(statuses: list[Status]) -> str:
+    """Return the README's block of claims, markers included."""
+    lines = [
+        README_BEGIN,
+        "| claim | where | bound | measured | |",
+        "|---|---|---|---|---|",
+        *(
+            f"| {s.claim.sentence} | {s.claim.notebook[:2]} {s.claim.preset}, "
+            f"`{s.claim.metric}` | {s.claim.bound_text} | {s.measured} | {s.outcome} |"
+            for s in statuses
+        ),
+        README_END,
+    ]
+    return "\n".join(lines)
+
+
+def update_readme(text: str, statuses: list[Status]) -> str:
+    """Return the README's text with its block of claims replaced; ValueError without markers."""
+    before, begin, rest = text.partition(README_BEGIN)
+    _, end, after = rest.partition(README_END)
+    if not begin or not end:
+        raise ValueError(f"the README has no {README_BEGIN} ... {README_END} block")
+    return before + readme_table(statuses) + after

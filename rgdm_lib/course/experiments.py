@@ -1,0 +1,22 @@
+"""Long experiments by name; each is a function elsewhere, imported only when it is run."""
+
+import importlib
+import inspect
+from collections.abc import Callable
+
+EXPERIMENTS = {
+    "molecules-base": "rgdm_lib.molecules.experiments:train_base",
+    "molecules-qed": "rgdm_lib.molecules.experiments:guide_qed",
+}
+
+
+def load(name: str) -> Callable:
+    """Import an experiment: ``function(preset=str, out=Path, **options)``, resumable."""
+    module, _, function = EXPERIMENTS[name].partition(":")
+    return getattr(importlib.import_module(module), function)
+
+
+def options_of(function: Callable) -> dict[str, object]:
+    """Names and defaults of an experiment's own options."""
+    parameters = inspect.signature(function).parameters
+    return {name: p.default for name, p in parameters.items() if name not in ("preset", "out")}
