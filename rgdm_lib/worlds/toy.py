@@ -1,0 +1,52 @@
+"""Toy data sets in the plane: samplers ``(n) -> (n, 2)``, scaled to a size of about 1.
+
+Randomness: torch's global generator.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def moons(n: int, noise: float = 0.1) -> Tensor:
+    """Two interleaved half circles of radius 1 with Gaussian noise, centred on the origin.
+
+    Returns:
+        (n, 2) float32.
+    """
+    angle = math.pi * torch.rand(n)
+    upper = torch.rand(n) < 0.5
+    sign = torch.where(upper, 1.0, -1.0)
+    x = sign * (torch.cos(angle) - 0.5)
+    y = sign * (torch.sin(angle) - 0.25)
+    return torch.stack([x, y], 1) + noise * torch.randn(n, 2)
+
+
+def ring(n: int, modes: int = 8, radius: float = 1.5, std: float = 0.15) -> Tensor:
+    """``modes`` equal Gaussians of width ``std``, evenly spaced on a circle of this radius.
+
+    Returns:
+        (n, 2) float32.
+    """
+    angle = 2 * math.pi / modes * torch.randint(modes, (n,))
+    return radius * torch.stack([angle.cos(), angle.sin()], 1) + std * torch.randn(n, 2)
+
+
+def checkerboard(n: int, cells: int = 4, half_width: float = 1.6) -> Tensor:
+    """Uniform on the dark squares of a board of ``cells`` x ``cells`` squares about the origin.
+
+    Returns:
+        (n, 2) float32.
+
+    Raises:
+        ValueError: ``cells`` is odd, so that rows would hold different numbers of dark squares.
+    """
+    if cells % 2:
+        raise ValueError(f"cells = {cells}: take an even number")
+    row = torch.randint(cells, (n,))
+    column = 2 * torch.randint(cells // 2, (n,)) + row % 2
+    corner = torch.stack([column, row], 1)
+    return (corner + torch.rand(n, 2)) * (2 * half_width / cells) - half_width
