@@ -16,6 +16,8 @@ _METADATA = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
     "language_info": {"name": "python"},
 }
+# The kernel's own warnings (about its transport) are not the notebook's.
+KERNEL_ARGUMENTS = ["--IPKernelApp.log_level=40"]
 _VIEWER = re.compile(r"3dmolviewer_(\d+)|viewer_(\d{6,})")
 
 
@@ -72,6 +74,7 @@ def execute(nb: NotebookNode, timeout: int = 900) -> None:
             timeout=timeout,
             kernel_name="python3",
             record_timing=False,
+            extra_arguments=KERNEL_ARGUMENTS,
             resources={"metadata": {"path": folder}},
         )
         try:

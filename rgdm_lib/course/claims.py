@@ -92,7 +92,7 @@ class Status:
     def measured(self) -> str:
         """Mean, spread and number of seeds, in words."""
         if not self.values:
-            return "not run"
+            return "-"
         mean = sum(self.values) / len(self.values)
         if len(self.values) == 1:
             return f"{mean:.3g} (1 seed)"

@@ -14,6 +14,7 @@ import papermill
 from papermill.exceptions import PapermillExecutionError
 
 from rgdm_lib.course import claims, guards
+from rgdm_lib.course.build import KERNEL_ARGUMENTS
 from rgdm_lib.course.results import aggregate, difference, dumps, read_results
 
 REFERENCE_SCHEMA = "rgdm-reference/1"
@@ -71,6 +72,7 @@ def run_one(
             kernel_name="python3",
             cwd=str(folder),
             progress_bar=False,
+            extra_arguments=KERNEL_ARGUMENTS,
         )
     except PapermillExecutionError as problem:
         raise RunError(
