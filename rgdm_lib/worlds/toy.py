@@ -10,6 +10,8 @@ import math
 import torch
 from torch import Tensor
 
+from rgdm_lib.worlds import mixtures
+
 
 def moons(n: int, noise: float = 0.1) -> Tensor:
     """Two interleaved half circles of radius 1 with Gaussian noise, centred on the origin.
@@ -25,14 +27,13 @@ def moons(n: int, noise: float = 0.1) -> Tensor:
     return torch.stack([x, y], 1) + noise * torch.randn(n, 2)
 
 
-def ring(n: int, modes: int = 8, radius: float = 1.5, std: float = 0.15) -> Tensor:
-    """``modes`` equal Gaussians of width ``std``, evenly spaced on a circle of this radius.
+def ring(n: int) -> Tensor:
+    """Eight Gaussians on a circle of radius 1.5, the mixture ``mixtures.ring()``.
 
     Returns:
         (n, 2) float32.
     """
-    angle = 2 * math.pi / modes * torch.randint(modes, (n,))
-    return radius * torch.stack([angle.cos(), angle.sin()], 1) + std * torch.randn(n, 2)
+    return mixtures.ring().sample(n)
 
 
 def checkerboard(n: int, cells: int = 4, half_width: float = 1.6) -> Tensor:
