@@ -62,13 +62,13 @@ def sha256(path: Path) -> str:
 
 
 def write_manifest(root: Path) -> int:
-    """Write ``root/SHA256SUMS`` over all files but reference results; return their number."""
+    """Write ``root/SHA256SUMS`` over all files but cards and reference results; count them."""
     names = sorted(
         path.relative_to(root).as_posix()
         for path in root.rglob("*")
         if path.is_file()
         and path.name != MANIFEST
-        and path.suffix != ".part"
+        and path.suffix not in (".md", ".part")
         and not any(part.startswith(".") for part in path.relative_to(root).parts)
         and path.relative_to(root).parts[0] != "reference"
     )

@@ -2,10 +2,9 @@
 
 from pathlib import Path
 
+import example_notebook
 import nbformat
 import pytest
-
-import example_notebook
 
 ROOT = Path(__file__).resolve().parent.parent
 

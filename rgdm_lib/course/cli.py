@@ -91,7 +91,7 @@ def _parser() -> argparse.ArgumentParser:
     experiment = add("experiment", _experiment, "run a long experiment", notebooks=False)
     experiment.add_argument("name", metavar="NAME")
     experiment.add_argument("--preset", default="quick", help=", ".join(PRESETS))
-    experiment.add_argument("--out", type=Path, default=REPOSITORY / "data", metavar="DIR")
+    experiment.add_argument("--out", type=Path, metavar="DIR", help="default: runs/NAME/PRESET")
     named_values(experiment)
 
     add("sums", _sums, "write data/SHA256SUMS", notebooks=False)
@@ -235,10 +235,12 @@ def _experiment(arguments: argparse.Namespace) -> int:
             there = ", ".join(known) or "none"
             lines.append(f"experiment {arguments.name} has no option {name!r}; it has {there}")
         options[name] = _literal(text)
-    _collect(lines, _require_writable, arguments.out)
+    out = arguments.out or Path("runs") / arguments.name / arguments.preset
+    _collect(lines, _require_writable, out)
     if lines:
         raise Refused(*lines)
-    function(preset=arguments.preset, out=arguments.out, **options)
+    out.mkdir(parents=True, exist_ok=True)
+    function(preset=arguments.preset, out=out, **options)
     return 0
 
 
@@ -337,9 +339,10 @@ def _parameters(pairs: list[list[str]], notebooks: list[Path]) -> dict[str, obje
 
 
 def _require_writable(folder: Path) -> None:
+    """Try to write into the folder, or into the nearest one above it that exists."""
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
+        with tempfile.TemporaryFile(dir=existing):
             pass
     except OSError as problem:
         raise Refused(f"cannot write into {folder}: {problem.strerror or problem}") from None

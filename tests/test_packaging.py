@@ -1,0 +1,113 @@
+"""The wheel carries data/, damaged data is noticed, one list of dependencies."""
+
+import os
+import subprocess
+import sys
+import tomllib
+import zipfile
+
+import pytest
+
+from rgdm_lib import _data
+
+
+def test_the_wheel_carries_the_data(root, tmp_path):
+    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
+    subprocess.run(command, cwd=root, check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    installed = tmp_path / "installed"
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(installed)
+    for name in _data.read_manifest(root / "data"):
+        assert (installed / "rgdm_lib" / "_data_files" / name).is_file()
+    names = repr(list(_data.read_manifest(root / "data")))
+    script = f"from rgdm_lib._data import data_path\nfor n in {names}: print(data_path(n))"
+    found = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, check=True, capture_output=True, text=True,
+        env={**os.environ, "PYTHONPATH": str(installed)},
+    )  # fmt: skip
+    assert all(line.startswith(str(installed)) for line in found.stdout.splitlines())
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "a.bin").write_bytes(b"abc")
+    (tmp_path / "reference").mkdir()
+    (tmp_path / "reference" / "r.json").write_text("{}")
+    _data.write_manifest(tmp_path)
+    monkeypatch.setattr(_data, "data_root", lambda: tmp_path)
+    _data.data_path.cache_clear()
+    yield tmp_path
+    _data.data_path.cache_clear()
+
+
+def test_data_path(folder):
+    assert _data.data_path("sub/a.bin") == folder / "sub" / "a.bin"
+    assert list(_data.read_manifest(folder)) == ["sub/a.bin"]
+
+
+def test_damaged_data_is_noticed(folder):
+    (folder / "sub" / "a.bin").write_bytes(b"abd")
+    with pytest.raises(ValueError, match="damaged"):
+        _data.data_path("sub/a.bin")
+
+
+def test_missing_data_is_named(folder):
+    with pytest.raises(FileNotFoundError, match="not among"):
+        _data.data_path("sub/b.bin")
+    (folder / "sub" / "a.bin").unlink()
+    with pytest.raises(FileNotFoundError, match="not there"):
+        _data.data_path("sub/a.bin")
+
+
+def test_shipped_data_is_undamaged_and_listed(root):
+    manifest = _data.read_manifest(root / "data")
+    for name, digest in manifest.items():
+        assert _data.sha256(root / "data" / name) == digest, name
+    tracked = subprocess.run(
+        ["git", "ls-files", "data"], cwd=root, capture_output=True, text=True
+    ).stdout.split()
+    shipped = {name.removeprefix("data/") for name in tracked}
+    unlisted = {
+        name
+        for name in shipped - set(manifest)
+        if not name.startswith("reference/") and not name.endswith(".md")
+    }
+    assert unlisted <= {_data.MANIFEST}, "run: python -m rgdm_lib.course sums"
+
+
+def test_versions_agree(root):
+    import rgdm_lib
+
+    version = tomllib.loads((root / "pyproject.toml").read_text())["project"]["version"]
+    assert rgdm_lib.__version__ == version
+    assert f"version: {version}\n" in (root / "CITATION.cff").read_text()
+    assert f"## {version}\n" in (root / "CHANGELOG.md").read_text()
+
+
+def test_one_list_of_dependencies(root):
+    environment = (root / "environment.yml").read_text()
+    assert "-e .[course,dev]" in environment
+    assert "torch" not in environment
+    pins = (root / "constraints.txt").read_text()
+    assert "\ntorch==2.13.0\n" in pins
+    assert "+" not in pins, "a local version cannot be installed from PyPI"
+
+
+def test_importing_the_core_does_not_import_the_course():
+    script = (
+        "import sys, rgdm_lib, rgdm_lib.schedules, rgdm_lib.diffusion\n"
+        "assert not [m for m in sys.modules if m.startswith('rgdm_lib.course')]"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_what_a_notebook_imports_needs_no_extra():
+    """Colab installs the package without extras: papermill and jupytext are not there."""
+    script = (
+        "import sys\n"
+        "from rgdm_lib.course import exercises, notebook\n"
+        "assert not {'papermill', 'jupytext', 'nbclient'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)
