@@ -29,10 +29,11 @@ from rgdm_lib.molecules.data import SYMBOLS, MoleculeError, MoleculeSet, load_se
 
 VERSION = "1.0.3"
 WHEEL_SHA256 = "1d88c2988007c6778e717ee3224cf511bd60e10732ebe3b7ed500ea5af05c9f0"
+FOLDER = "qm9pack/data/"
 CSV_SHA256 = {
-    "qm9pack/data/qm9_part1.csv": "19f0a5d595462d52cd82eef3370f3e9eb55a1f52cb14985657200349568deff3",
-    "qm9pack/data/qm9_part2.csv": "2bca113fdc0b28a13563c80ed9b240e934f3da6c64c64fe74ddb4f0f36036e61",
-    "qm9pack/data/qm9_part3.csv": "9c5efb5733d2af149db8d95d36ff198b4ffed12d9f7b344220a1e5877d5c6a43",
+    "qm9_part1.csv": "19f0a5d595462d52cd82eef3370f3e9eb55a1f52cb14985657200349568deff3",
+    "qm9_part2.csv": "2bca113fdc0b28a13563c80ed9b240e934f3da6c64c64fe74ddb4f0f36036e61",
+    "qm9_part3.csv": "9c5efb5733d2af149db8d95d36ff198b4ffed12d9f7b344220a1e5877d5c6a43",
 }
 COLUMNS = {  # ours -> the package's
     "A": "RotA_GHz",
@@ -81,7 +82,7 @@ def open_csvs(wheel: str | os.PathLike | None = None) -> Iterator[list[BinaryIO]
             raise MoleculeError(f"{wheel}: no such file; it should be the wheel qm9pack {VERSION}")
         _verify(wheel, WHEEL_SHA256)
         with zipfile.ZipFile(wheel) as archive:
-            yield [archive.open(name) for name in CSV_SHA256]
+            yield [archive.open(FOLDER + name) for name in CSV_SHA256]
         return
     try:
         files = importlib.metadata.files("qm9pack") or []
@@ -90,13 +91,14 @@ def open_csvs(wheel: str | os.PathLike | None = None) -> Iterator[list[BinaryIO]
             f'all of QM9 needs the package qm9pack {VERSION}: pip install "rgdm-lib[qm9]", or '
             "download its wheel (104 MB) and set RGDM_QM9_WHEEL to its path"
         ) from None
-    located = {str(file): file.locate() for file in files}
+    located = {file.as_posix(): file.locate() for file in files}
     paths = []
     for name, sha256 in CSV_SHA256.items():
-        if name not in located:
+        path = located.get(FOLDER + name)
+        if path is None or not path.is_file():
             raise MoleculeError(f"the installed qm9pack has no file {name}; install {VERSION}")
-        _verify(located[name], sha256)
-        paths.append(located[name])
+        _verify(path, sha256)
+        paths.append(path)
     handles = [open(path, "rb") for path in paths]
     try:
         yield handles

@@ -1,0 +1,90 @@
+"""Pictures of molecules: made, of the right molecules, and saved under the right name."""
+
+import dataclasses
+import sys
+
+import matplotlib
+import numpy as np
+import pytest
+from hand_made_molecules import from_smiles
+
+from rgdm_lib.molecules import views
+
+matplotlib.use("agg")
+
+
+def test_grid_draws_every_molecule_with_its_legend(tmp_path):
+    molecules = from_smiles("CCO", "O", "c1ccccc1")
+    picture = views.grid(molecules, ["ethanol", "water", "benzene"], columns=2, panel=(100, 80))
+    svg = picture._repr_svg_()
+    assert "width='200px' height='160px'" in svg and picture._repr_png_() is None
+    alone = [views.grid(from_smiles(s), panel=(100, 80)).data for s in ("CCO", "c1ccccc1")]
+    assert alone[0].count("class='bond") == 3 and alone[1].count("class='bond") > 6
+    assert picture.save(tmp_path / "grid.svg").read_text() == svg
+    with pytest.raises(ValueError, match="this picture is .svg"):
+        picture.save(tmp_path / "grid.png")
+
+
+def test_grid_as_png():
+    picture = views.grid(from_smiles("CCO"), file_format="png")
+    assert picture._repr_png_().startswith(b"\x89PNG") and picture._repr_svg_() is None
+
+
+def test_grid_says_which_molecule_is_not_valid():
+    molecules = from_smiles("CCO", "O")
+    positions = molecules.positions.copy()
+    positions[molecules.starts[1] :] = 0
+    broken = dataclasses.replace(molecules, positions=positions)
+    views.grid(broken)  # drawn all the same
+    assert views.formula(broken, 1) == "H2O"
+    with pytest.raises(ValueError, match="1 legends for 2 molecules"):
+        views.grid(broken, ["one"])
+    with pytest.raises(ValueError, match="no molecules"):
+        views.grid(broken.subset([]))
+    with pytest.raises(ValueError, match="'svg' or 'png'"):
+        views.grid(broken, file_format="gif")
+
+
+def test_formula():
+    molecules = from_smiles("CC(=O)N", "FC(F)F")
+    assert [views.formula(molecules, i) for i in (0, 1)] == ["C2H5NO", "CHF3"]
+
+
+def test_draw_3d_has_an_atom_a_disc_and_a_bond_a_line():
+    import matplotlib.pyplot as plt
+
+    for text, lines in (("O", 2), ("C#N", 3 + 1), ("C=O", 2 + 2)):
+        fig, ax = plt.subplots()
+        molecules = from_smiles(text)
+        assert views.draw_3d(ax, *molecules.atoms(0)) is ax
+        assert len(ax.patches) == molecules.n_atoms[0] and len(ax.lines) == lines
+        low, high = ax.get_xlim()
+        assert all(low < disc.center[0] < high for disc in ax.patches)
+        fig.canvas.draw()
+        plt.close(fig)
+
+
+def test_draw_3d_keeps_distances_and_looks_the_same_from_any_pose():
+    import matplotlib.pyplot as plt
+
+    positions, numbers = from_smiles("CC(=O)N").atoms(0)
+    camera = views._camera(positions.astype(np.float64))
+    inner = np.linalg.norm(positions[0] - positions[3])
+    assert np.linalg.norm(camera[:, 0] - camera[:, 3]) == pytest.approx(inner, rel=1e-5)
+    fig, ax = plt.subplots()
+    views.draw_3d(ax, positions[:1], numbers[:1])
+    views.draw_3d(ax, positions[:2], numbers[:2], span=10)
+    assert ax.get_xlim() == (-5, 5)
+    with pytest.raises(ValueError, match="not finite"):
+        views.draw_3d(ax, positions * np.nan, numbers)
+    plt.close(fig)
+
+
+def test_view_3d_loads_py3dmol_only_when_asked():
+    pytest.importorskip("py3Dmol")
+    sys.modules.pop("py3Dmol")
+    view = views.view_3d(from_smiles("CCO", "O"), 1)
+    assert "py3Dmol" in sys.modules
+    html = view._make_html()
+    assert "O 0.0" in html or "O -0.0" in html
+    assert "C " not in html.split("xyz")[0].split("addModel")[-1]
