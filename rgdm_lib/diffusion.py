@@ -142,6 +142,11 @@ class Diffusion:
             raise ValueError(f"steps = {steps}: take 1 to T = {self.T}")
         return [round(self.T * i / steps) for i in range(steps, -1, -1)]
 
+    def step_std(self, t: int, s: int, eta: float = 1.0) -> float:
+        """The sampler's standard deviation from t to s (Song et al. 2021, eq. 16); 0 at s = 0."""
+        ab_t, ab_s = (float(self.schedule.alpha_bar[i]) for i in (t, s))
+        return eta * ((1 - ab_s) / (1 - ab_t) * (1 - ab_t / ab_s)) ** 0.5
+
     def step(
         self, x_t: Tensor, t: int, s: int, eps: Tensor, eta: float = 1.0
     ) -> tuple[Tensor, float, Tensor]:
@@ -151,8 +156,7 @@ class Diffusion:
         posterior with variance beta_tilde_t, eta = 0 is deterministic. The step to s = 0 has no
         noise: its mean is x0_hat.
         """
-        ab_t, ab_s = (float(self.schedule.alpha_bar[i]) for i in (t, s))
-        std = eta * ((1 - ab_s) / (1 - ab_t) * (1 - ab_t / ab_s)) ** 0.5
+        ab_s, std = float(self.schedule.alpha_bar[s]), self.step_std(t, s, eta)
         x0_hat = self.predict_x0(x_t, t, eps)
         mean = ab_s**0.5 * x0_hat + max(1 - ab_s - std**2, 0.0) ** 0.5 * eps
         return mean, std, x0_hat
@@ -188,10 +192,9 @@ class Diffusion:
         The sampler's own for s > 0. The step to s = 0 has none there, and its density would be a
         spike, so it takes the forward variance 1 - alpha_bar_t, which is beta_1 at t = 1.
         """
-        ab_t, ab_s = (float(self.schedule.alpha_bar[i]) for i in (t, s))
         if s == 0:
-            return (1 - ab_t) ** 0.5
-        return eta * ((1 - ab_s) / (1 - ab_t) * (1 - ab_t / ab_s)) ** 0.5
+            return float(1 - self.schedule.alpha_bar[t]) ** 0.5
+        return self.step_std(t, s, eta)
 
     @torch.no_grad()
     def trajectory(

@@ -94,9 +94,9 @@ class EGNN(nn.Module):
         layers: number of message-passing layers.
         basis: number of Gaussians for a distance.
 
-    ``forward`` takes x_t (B, N, 3 + features) with positions of zero mean, in Angstrom, and t (B,)
-    and returns eps of the same shape. Rotating, reflecting or permuting the atoms of x_t does the
-    same to eps; eps's positions have zero mean.
+    ``forward`` takes x_t (B, N, 3 + features), positions in Angstrom, and t (B,), and returns eps
+    of the same shape. Rotating, reflecting or permuting the atoms of x_t does the same to eps;
+    moving them all does nothing, and eps's positions have zero mean.
     """
 
     def __init__(
@@ -120,7 +120,7 @@ class EGNN(nn.Module):
         )
 
     def forward(self, x_t: Tensor, t: Tensor, cond: Any = None) -> Tensor:  # noqa: ARG002, D102
-        x, f = x_t[..., :3], x_t[..., 3:]
+        x, f = x_t[..., :3] - x_t[..., :3].mean(1, keepdim=True), x_t[..., 3:]
         n = x.shape[1]
         alpha_bar = self.alpha_bar[t].to(x.dtype)[:, None, None]
         level = (t / (len(self.alpha_bar) - 1)).to(x.dtype)[:, None, None]
@@ -134,4 +134,4 @@ class EGNN(nn.Module):
         shift = moved - x
         shift = shift - shift.mean(1, keepdim=True)
         v = torch.cat([shift, self.out(h).to(x.dtype)], -1)
-        return (1 - alpha_bar).sqrt() * x_t + alpha_bar.sqrt() * v
+        return (1 - alpha_bar).sqrt() * torch.cat([x, f], -1) + alpha_bar.sqrt() * v
