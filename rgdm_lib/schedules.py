@@ -38,8 +38,8 @@ class NoiseSchedule:
             raise ValueError("alpha_bar must decrease strictly and stay above 0")
         if alpha_bar[-1] > MAX_FINAL_ALPHA_BAR:
             raise ValueError(
-                f"alpha_bar_T = {float(alpha_bar[-1]):.3g} is above {MAX_FINAL_ALPHA_BAR}: x_T would"
-                " still remember x_0. Use more noise (linear betas scale with 1000/T)."
+                f"alpha_bar_T = {float(alpha_bar[-1]):.3g} is above {MAX_FINAL_ALPHA_BAR}: x_T"
+                " would still remember x_0. Use more noise (linear betas scale with 1000/T)."
             )
 
     @property

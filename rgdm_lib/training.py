@@ -119,7 +119,9 @@ class Trainer:
         decay_steps = max(1, int(self.decay_share * self.steps))
         return self.lr * min(1.0, (step + 1) / self.warmup, (self.steps - step) / decay_steps)
 
-    def run(self, until: int | None = None, log_every: int = 50, progress: bool = True) -> nn.Module:
+    def run(
+        self, until: int | None = None, log_every: int = 50, progress: bool = True
+    ) -> nn.Module:
         """Train to step ``until`` (default: the end) and return the averaged network.
 
         Raises:

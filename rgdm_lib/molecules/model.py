@@ -1,0 +1,135 @@
+"""The diffusion model of molecules: schedule, training batches, samples, the shipped base."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from rgdm_lib._data import data_path
+from rgdm_lib.diffusion import Denoiser, Diffusion
+from rgdm_lib.molecules.data import (
+    CHANNELS,
+    MoleculeSet,
+    decode,
+    encode,
+    zero_com_noise_like,
+)
+from rgdm_lib.molecules.egnn import EGNN
+from rgdm_lib.payoff import Draw, Weighted
+from rgdm_lib.schedules import polynomial
+from rgdm_lib.training import load_tensors
+
+T = 1000
+BASE = "molecules/base_heavy7.safetensors"
+BASE_SAMPLES = "molecules/base_heavy7_samples.npz"
+
+
+def molecule_diffusion() -> Diffusion:
+    """The diffusion of all molecule models: EDM's polynomial schedule, T = 1000."""
+    return Diffusion(polynomial(T), zero_com_noise_like)
+
+
+def load_model(path: str | Path | None = None) -> tuple[EGNN, dict]:
+    """A shipped denoiser in float32, ready to sample from, and its metadata.
+
+    Args:
+        path: a file of ``training.save_weights``; default: the shipped base model.
+    """
+    tensors, metadata = load_tensors(data_path(BASE) if path is None else path)
+    model = EGNN(molecule_diffusion().schedule.alpha_bar, **metadata["network"])
+    model.load_state_dict({name: value.float() for name, value in tensors.items()})
+    return model.eval(), metadata
+
+
+def sized_batches(
+    molecules: MoleculeSet, batch: int, weight: Tensor | None = None
+) -> Iterator[Tensor]:
+    """Endless training batches (batch, N, 9) of one size N each.
+
+    First the size is drawn, in proportion to the weight of its molecules, then molecules of it, in
+    proportion to theirs, with replacement.
+
+    Args:
+        molecules: n molecules.
+        batch: molecules a batch.
+        weight: (n,), not negative, any scale; default: equal weights.
+    """
+    weight = torch.ones(len(molecules)) if weight is None else weight
+    groups = {n: torch.from_numpy(i) for n, i in molecules.by_size().items()}
+    groups = {n: i for n, i in groups.items() if weight[i].sum() > 0}
+    encoded = [encode(molecules.subset(i.numpy()), n) for n, i in groups.items()]
+    inside = [weight[i].double() for i in groups.values()]
+    share = torch.stack([w.sum() for w in inside])
+    while True:
+        k = int(torch.multinomial(share, 1))
+        yield encoded[k][torch.multinomial(inside[k], batch, replacement=True)]
+
+
+def weighted_batches(batch: int) -> Callable[[Weighted], Iterator[Tensor]]:
+    """What ``rgdm.fit`` takes as ``batches``: batches of one size from weighted molecules."""
+    return lambda weighted: sized_batches(weighted.x0, batch, weighted.log_weight.exp())
+
+
+def weigh(molecules: MoleculeSet, reward: Tensor, tau: float, keep_sizes: bool = True) -> Weighted:
+    """Molecules under the payoff distribution exp(reward / tau).
+
+    Args:
+        molecules: n samples of the reference.
+        reward: (n,), NaN for "no value".
+        tau: temperature.
+        keep_sizes: keep the share of each number of atoms, p(N); else the reward may change it.
+    """
+    strata = torch.from_numpy(molecules.n_atoms) if keep_sizes else None
+    return Draw(molecules, reward, strata).weigh(tau)
+
+
+def draw_sizes(molecules: MoleculeSet, n: int) -> Tensor:
+    """(n,) numbers of atoms, drawn from those of ``molecules``."""
+    return torch.from_numpy(molecules.n_atoms)[torch.randint(len(molecules), (n,))]
+
+
+@torch.no_grad()
+def sample_molecules(
+    denoiser: Denoiser,
+    n_atoms: Tensor | np.ndarray,
+    steps: int = 100,
+    batch: int = 256,
+    eta: float = 1.0,
+    bf16: bool = False,
+    progress: bool = False,
+) -> MoleculeSet:
+    """Sample a molecule of each given size.
+
+    Args:
+        denoiser: the network.
+        n_atoms: (n,) sizes, drawn before anything else.
+        steps: sampling steps of T = 1000.
+        batch: molecules of one size that go through the network at once.
+        eta: noise of the sampler, see ``Diffusion.step``.
+        bf16: matrix products in bfloat16: faster where the processor has it.
+        progress: show progress.
+
+    Returns:
+        n molecules in the order of ``n_atoms``.
+    """
+    diffusion = molecule_diffusion()
+    n_atoms = np.asarray(n_atoms)
+    parts, order = [], []
+    bar = tqdm(total=len(n_atoms), disable=not progress, mininterval=2.0, unit="molecule")
+    for n in np.unique(n_atoms):
+        chosen = np.flatnonzero(n_atoms == n)
+        for part in np.array_split(chosen, -(-len(chosen) // batch)):
+            x_T = zero_com_noise_like(torch.empty(len(part), int(n), CHANNELS))  # noqa: N806
+            with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+                for state in diffusion.sample(denoiser, x_T, steps, eta):
+                    x = state.x
+            parts.append(decode(x))
+            order.append(part)
+            bar.update(len(part))
+    bar.close()
+    return MoleculeSet.concatenate(parts).subset(np.argsort(np.concatenate(order)))
