@@ -105,7 +105,7 @@ def test_verify(course):
     assert course("verify") == 0
 
 
-@pytest.mark.parametrize("value", ["__import__('time').time()", "hash('a')"])
+@pytest.mark.parametrize("value", ["hash('a')", "sum(map(ord, __import__('os').getcwd()))"])
 def test_verify_names_the_metric_that_moves(course, example_folder, tmp_path, capsys, value):
     folder = broken_copy(example_folder, tmp_path, 'run.metric("mean", x.mean()',
                          f'run.metric("mean", {value}')  # fmt: skip

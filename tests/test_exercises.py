@@ -53,6 +53,6 @@ def test_plausible_mistakes_are_wrong(number):
         assert verdict.status == "wrong", f"{maker.__name__} is told {verdict.status}"
 
 
-@pytest.mark.parametrize("name", ["01_adding_noise", "02_ddpm_from_scratch"])
+@pytest.mark.parametrize("name", ["00_start_here", "01_adding_noise", "02_ddpm_from_scratch"])
 def test_at_least_two_exercises(name):
     assert len(NUMBERS.get(name, [])) >= 2
