@@ -25,13 +25,14 @@ from tqdm.auto import tqdm
 def save_tensors(path: str | Path, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
     """Write a safetensors file to a temporary name, then rename: a crash never leaves half a file.
 
-    ``metadata`` values are stored as JSON.
+    ``metadata`` is stored as JSON. The same input gives the same bytes.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
     packed = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    save_file(packed, temporary, {key: json.dumps(value) for key, value in metadata.items()})
+    # one entry: safetensors writes several in an order that changes from run to run
+    save_file(packed, temporary, {"json": json.dumps(metadata, sort_keys=True)})
     os.replace(temporary, path)
 
 
@@ -44,7 +45,7 @@ def load_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         with safe_open(path, "pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            metadata = {key: json.loads(value) for key, value in (file.metadata() or {}).items()}
+            metadata = json.loads((file.metadata() or {}).get("json", "{}"))
     except FileNotFoundError:
         raise
     except Exception as error:

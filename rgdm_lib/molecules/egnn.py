@@ -53,7 +53,7 @@ class Block(nn.Module):
 
     def __init__(self, hidden: int, edge: int, features: int, move: float):
         super().__init__()
-        self.move = move
+        self.move = move  # Angstrom, the largest push of one atom on another in this layer
         self.norm = nn.LayerNorm(hidden)
         self.from_i = nn.Linear(hidden, edge)
         self.from_j = nn.Linear(hidden, edge, bias=False)
@@ -71,6 +71,18 @@ class Block(nn.Module):
     def forward(
         self, h: Tensor, x: Tensor, start: Tensor, basis: RadialBasis, others: Tensor
     ) -> tuple[Tensor, Tensor]:
+        """One round of messages.
+
+        Args:
+            h: (B, N, hidden).
+            x: (B, N, 3), Angstrom.
+            start: (B, N, N, features / 2), the basis of the distances in x_t.
+            basis: the network's basis, for the distances now.
+            others: (N, N, 1), 0 on the diagonal, else 1.
+
+        Returns:
+            h and x, updated.
+        """
         difference, distance = _pairs(x)
         features = torch.cat([start, basis(distance)], -1)
         g = self.norm(h)

@@ -38,9 +38,9 @@ NETWORKS = {
 }
 DATA = {"quick": "heavy7", "laptop": "heavy7", "full": "full"}
 TRAINING = {
-    "quick": {"steps": 60, "batch": 16},
-    "laptop": {"steps": 46_000, "batch": 64},
-    "full": {"steps": 400_000, "batch": 256},
+    "quick": {"steps": 60, "batch": 16, "log_every": 5, "save_every": 0.0},
+    "laptop": {"steps": 37_000, "batch": 64, "log_every": 100, "save_every": 120.0},
+    "full": {"steps": 400_000, "batch": 256, "log_every": 100, "save_every": 120.0},
 }
 SAMPLES = {"quick": 40, "laptop": 10_000, "full": 10_000}
 SAMPLING_STEPS = {"quick": 10, "laptop": 100, "full": 250}
@@ -67,7 +67,8 @@ def train_base(preset: str, out: Path, lr: float = 1e-3, until: int = 0) -> Path
     ``until`` > 0 stops at that step, with a checkpoint in ``out``; the same command goes on later.
     """
     torch.manual_seed(0)
-    network, batch = NETWORKS[preset], TRAINING[preset]["batch"]
+    network, setting = NETWORKS[preset], TRAINING[preset]
+    batch = setting["batch"]
     diffusion = molecule_diffusion()
     data = load_qm9(DATA[preset]).part("train")
     draw = sized_batches(data, batch)
@@ -78,13 +79,14 @@ def train_base(preset: str, out: Path, lr: float = 1e-3, until: int = 0) -> Path
     trainer = Trainer(
         model,
         lambda net: diffusion.loss(net, next(draw)),
-        TRAINING[preset]["steps"],
+        setting["steps"],
         lr=lr,
         bf16=True,
+        save_every=setting["save_every"],
         checkpoint=out / "checkpoint.safetensors",
         config={**network, "lr": lr, "batch": batch, "T": T},
     )
-    ema = trainer.run(until=until or None, log_every=100)
+    ema = trainer.run(until=until or None, log_every=setting["log_every"])
     name = _home(preset, out) / f"base_{DATA[preset]}.safetensors"
     details = {
         "network": network,

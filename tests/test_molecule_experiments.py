@@ -1,0 +1,94 @@
+"""The long experiments on molecules, in preset quick: killed, resumed, guided."""
+
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from rgdm_lib.molecules import experiments
+from rgdm_lib.molecules.data import load_qm9, load_set
+from rgdm_lib.molecules.model import draw_sizes, sample_molecules, sized_batches, weigh
+from rgdm_lib.training import load_tensors
+
+BASE = ["-m", "rgdm_lib.course", "experiment", "molecules-base", "--preset", "quick", "--out"]
+
+
+def test_killed_and_resumed_gives_the_same_molecules(tmp_path):
+    """kill -9 in mid-training, the same command again: the same bits as an unbroken run."""
+    unbroken, broken = tmp_path / "unbroken", tmp_path / "broken"
+    subprocess.run([sys.executable, *BASE, str(unbroken)], check=True, capture_output=True)
+    process = subprocess.Popen(
+        [sys.executable, *BASE, str(broken)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    checkpoint = broken / "checkpoint.safetensors"
+    while not checkpoint.exists():
+        assert process.poll() is None, "it ended before a checkpoint appeared"
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert 0 < load_tensors(checkpoint)[1]["step"] < experiments.TRAINING["quick"]["steps"]
+    assert not (broken / "base_heavy7_samples.npz").exists()
+    subprocess.run([sys.executable, *BASE, str(broken)], check=True, capture_output=True)
+    for name in ("base_heavy7.safetensors", "base_heavy7_samples.npz"):
+        assert (broken / name).read_bytes() == (unbroken / name).read_bytes()
+
+
+def test_a_checkpoint_of_another_run_is_refused(tmp_path):
+    experiments.train_base("quick", tmp_path, until=5)
+    with pytest.raises(ValueError, match="belongs to another run"):
+        experiments.train_base("quick", tmp_path, lr=2e-3)
+
+
+def test_batches_keep_the_shares_of_sizes():
+    molecules = load_qm9().part("train")
+    torch.manual_seed(0)
+    draw = sized_batches(molecules, 1)
+    drawn = np.array([next(draw).shape[1] for _ in range(4000)])
+    for n in (12, 15, 17):
+        share = (molecules.n_atoms == n).mean()
+        assert abs((drawn == n).mean() - share) < 4 * np.sqrt(share / 4000)
+
+
+def test_batches_follow_the_weights():
+    molecules = load_qm9().part("train")
+    weight = torch.zeros(len(molecules))
+    chosen = molecules.by_size()[14][3]
+    weight[chosen] = 1.0
+    batch = next(sized_batches(molecules, 5, weight))
+    assert batch.shape == (5, 14, 9)
+    positions = torch.from_numpy(molecules.subset([chosen]).of_size(14)[0])
+    torch.testing.assert_close(batch[:, :, :3], positions.expand(5, -1, -1), atol=1e-3, rtol=0)
+
+
+def test_weights_keep_or_tilt_the_sizes():
+    molecules = load_qm9().part("train")
+    reward = torch.from_numpy(molecules.n_atoms / 10.0)
+    mean = float(molecules.n_atoms.mean())
+    sizes = torch.from_numpy(molecules.n_atoms).double()
+    kept = weigh(molecules, reward, 0.1).expectation(sizes)
+    tilted = weigh(molecules, reward, 0.1, keep_sizes=False).expectation(sizes)
+    assert float(kept) == pytest.approx(mean, abs=1e-9)
+    assert float(tilted) > mean + 1
+
+
+def test_samples_come_in_the_order_of_their_sizes():
+    torch.manual_seed(0)
+    sizes = draw_sizes(load_qm9(), 12)
+
+    def quiet(x_t, t, cond):
+        return torch.zeros_like(x_t)
+
+    made = sample_molecules(quiet, sizes, steps=3, batch=2)
+    assert made.n_atoms.tolist() == sizes.tolist()
+
+
+def test_guidance_from_the_shipped_base(tmp_path):
+    paths = experiments.guide_qed("quick", tmp_path, shares=(40,), seeds=(0,))
+    assert len(load_set(paths[0])) == experiments.GUIDED_SAMPLES["quick"]
+    before = paths[0].stat().st_mtime_ns
+    experiments.guide_qed("quick", tmp_path, shares=(40,), seeds=(0,))
+    assert paths[0].stat().st_mtime_ns == before  # what is there is not made again
