@@ -33,6 +33,7 @@ def save_tensors(path: str | Path, tensors: dict[str, Tensor], metadata: dict[st
     packed = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     # one entry: safetensors writes several in an order that changes from run to run
     save_file(packed, temporary, {"json": json.dumps(metadata, sort_keys=True)})
+    temporary.chmod(0o644)  # safetensors makes files that only their owner can read
     os.replace(temporary, path)
 
 
