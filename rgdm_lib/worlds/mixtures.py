@@ -206,7 +206,7 @@ class IndicatorPayoff:
         return torch.cat(sides)[torch.randperm(n)]
 
     def _conditioned(self, side: bool, n: int) -> Tensor:
-        found = self.reference.sample(0)
+        found = torch.empty(0, self.reference.means.shape[1])
         for _ in range(1000):
             if len(found) >= n:
                 return found[:n]
