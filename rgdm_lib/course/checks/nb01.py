@@ -60,8 +60,8 @@ def best_eps_of_a_gaussian(best_eps):
     x_t = torch.linspace(-3, 3, 7, dtype=torch.float64)
     for a in (0.9, 0.36, 0.01):
         got = best_eps(x_t, math.sqrt(a) * x_t, torch.tensor(a, dtype=torch.float64))
-        require_close(got, math.sqrt(1 - a) * x_t,
-                      f"for data N(0, 1) and a = {a} the best guess is sqrt(1 - a) x_t")  # fmt: skip
+        because = f"for data N(0, 1) and a = {a} the best guess is sqrt(1 - a) x_t"
+        require_close(got, math.sqrt(1 - a) * x_t, because)
     x0, noise = torch.tensor([1.0, -2.0]).double(), torch.tensor([0.5, 0.25]).double()
     got = best_eps(0.6 * x0 + 0.8 * noise, x0, torch.tensor(0.36, dtype=torch.float64))
     require_close(got, noise, "with the true x_0 it must give the true noise back")
