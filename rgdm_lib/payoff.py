@@ -25,8 +25,6 @@ from rgdm_lib.diffusion import Denoiser, Diffusion
 Reward = Callable[[Any], Tensor]
 FEW = 5  # effective samples below which a weighted set is worth a warning
 
-# ---- weights -----------------------------------------------------------------------------
-
 
 def log_weights(
     reward: Tensor, tau: float, log_base: Tensor | None = None, strata: Tensor | None = None
@@ -64,7 +62,7 @@ def log_weights(
         inside = strata == s
         total = torch.logsumexp(log_weight[inside], 0)
         if torch.isfinite(total):
-            log_weight[inside] += inside.sum().log() - total
+            log_weight[inside] += inside.sum().double().log() - total
     return log_weight - torch.logsumexp(log_weight, 0)
 
 
@@ -123,8 +121,7 @@ def next_beta(
 
     if keeps(final):
         return final
-    start = beta + 0.01 * final
-    return min(final, _bisect(keeps, start, final))
+    return min(final, _bisect(keeps, beta + 0.01 * final, final))
 
 
 # ---- resampling --------------------------------------------------------------------------
@@ -227,14 +224,12 @@ class Weighted:
         return take(self.x0, systematic_resample(self.log_weight, n))
 
     def expectation(self, f: Callable[[Any], Tensor] | Tensor) -> Tensor:
-        """E_{p*}[f(x_0)], self-normalised (bias O(1/n)); f maps x0 to (n, ...), or is its values."""
+        """E_{p*}[f(x_0)], self-normalised (bias O(1/n)); f maps x0 to (n, ...) or is its values."""
         values = f if isinstance(f, Tensor) else f(self.x0)
         used = torch.isfinite(self.log_weight)
         weight = self.log_weight[used].exp()
         return torch.tensordot(weight, values[used].to(weight.dtype), dims=1)
 
-
-# ---- samplers ----------------------------------------------------------------------------
 
 Sampler = Callable[[Denoiser], Draw]
 

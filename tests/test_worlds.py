@@ -1,0 +1,274 @@
+import math
+
+import pytest
+import torch
+
+from rgdm_lib import schedules
+from rgdm_lib.diffusion import Diffusion
+from rgdm_lib.worlds import metrics, mixtures, nets, toy
+from rgdm_lib.worlds.mixtures import GaussianMixture
+from rgdm_lib.worlds.rewards import Ball, HalfSpace, Indicator, Linear, Quadratic
+
+F64 = torch.float64
+WORLD = GaussianMixture([[0.0, 1.0], [-1.0, -0.5], [1.5, 0.2]], [0.3, 0.5, 0.2], [0.5, 0.2, 0.3])
+REWARDS = {
+    "quadratic": Quadratic([0.5, 0.3], 1.5),
+    "linear": Linear([0.7, -0.4]),
+    "half-space": Indicator(HalfSpace([1.0, 0.5], 0.8), 2.0),
+    "ball": Indicator(Ball([1.2, 0.3], 0.5), 2.0),
+}
+by_reward = pytest.mark.parametrize("reward", REWARDS.values(), ids=REWARDS.keys())
+
+
+def grid(width=4.0, n=401):
+    """(n^2, 2) points and the area of each."""
+    side = torch.linspace(-width, width, n, dtype=F64)
+    x, y = torch.meshgrid(side, side, indexing="ij")
+    return torch.stack([x.flatten(), y.flatten()], 1), float(side[1] - side[0]) ** 2
+
+
+def autograd_score(log_prob, x):
+    x = x.clone().requires_grad_()
+    return torch.autograd.grad(log_prob(x).sum(), x)[0]
+
+
+# ---- mixtures -----------------------------------------------------------------------------
+
+
+def test_density_integrates_to_one_and_samples_have_its_moments():
+    x, area = grid()
+    p = WORLD.log_prob(x).exp() * area
+    assert abs(float(p.sum()) - 1) < 1e-9
+    torch.manual_seed(0)
+    n = 100_000
+    sample = WORLD.sample(n)
+    assert sample.dtype == torch.float32
+    for power in (1, 2, 3):
+        exact = (p[:, None] * x**power).sum(0)
+        error = (sample.double() ** power).mean(0) - exact
+        assert bool((error.abs() < 4 * sample.double().pow(power).std(0) / math.sqrt(n)).all())
+
+
+def test_score_is_the_gradient_of_log_prob():
+    x = torch.randn(50, 2, dtype=F64)
+    torch.testing.assert_close(WORLD.score(x), autograd_score(WORLD.log_prob, x))
+
+
+@pytest.mark.parametrize("t", [1, 10, 50])
+def test_ideal_denoiser_is_the_noised_mixtures_score(t):
+    """eps = -sqrt(1 - alpha_bar) grad log p_t, p_t written out as the mixture of x_t."""
+    schedule = schedules.cosine(50)
+    ab = schedule.alpha_bar[t]
+    noised = GaussianMixture(
+        WORLD.means * ab.sqrt(), (ab * WORLD.std**2 + 1 - ab).sqrt(), WORLD.weights
+    )
+    x = torch.randn(40, 2, dtype=F64)
+    eps = WORLD.denoiser(schedule)(x, torch.full((40,), t))
+    expected = -(1 - ab).sqrt() * autograd_score(noised.log_prob, x)
+    torch.testing.assert_close(eps, expected, rtol=1e-9, atol=1e-10)
+    single = WORLD.denoiser(schedule)(x.float(), torch.full((40,), t))
+    assert single.dtype == torch.float32
+    torch.testing.assert_close(single.double(), eps, rtol=1e-3, atol=1e-4)
+
+
+def test_ideal_denoiser_takes_a_time_for_each_sample_and_has_the_least_loss():
+    schedule = schedules.cosine(50)
+    ideal = WORLD.denoiser(schedule)
+    x, t = torch.randn(6, 2, dtype=F64), torch.tensor([1, 5, 20, 30, 49, 50])
+    one_by_one = torch.cat([ideal(x[i : i + 1], t[i : i + 1]) for i in range(6)])
+    torch.testing.assert_close(ideal(x, t), one_by_one)
+    diffusion, x0 = Diffusion(schedule), WORLD.sample(20_000)
+
+    def loss(denoiser):
+        torch.manual_seed(0)
+        return float(diffusion.loss(denoiser, x0).mean())
+
+    best = loss(ideal)
+    assert best < loss(lambda x, t, c: 0.97 * ideal(x, t))
+    assert best < loss(lambda x, t, c: ideal(x, t) + 0.05)
+    assert best < loss(lambda x, t, c: ideal(x, (t - 1).clamp(min=1)))
+
+
+@by_reward
+@pytest.mark.parametrize("tau", [2.0, 0.5])
+def test_log_z_and_payoff_against_the_grid(reward, tau):
+    x, area = grid()
+    w = WORLD.log_prob(x) + reward(x) / tau
+    log_z = torch.logsumexp(w, 0) + math.log(area)
+    smooth = isinstance(reward, Quadratic | Linear)
+    tolerance = 1e-9 if smooth else 8e-3  # a grid is coarse at the region's edge
+    assert abs(float(log_z - WORLD.log_Z(reward, tau))) < tolerance
+    payoff = WORLD.tilt(reward, tau)
+    torch.testing.assert_close(payoff.log_prob(x[::77]), (w - log_z)[::77],
+                               rtol=tolerance, atol=tolerance)  # fmt: skip
+    share = torch.softmax(w, 0)
+    mean_reward, kl = WORLD.frontier(reward, tau)
+    assert abs(float(share @ reward(x)) - mean_reward) < 2 * tolerance
+    grid_kl = share @ (torch.log(share) - torch.log_softmax(WORLD.log_prob(x), 0)).nan_to_num()
+    assert abs(float(grid_kl) - kl) < 3 * tolerance
+    square = torch.exp(2 * torch.logsumexp(w, 0) - torch.logsumexp(
+        WORLD.log_prob(x) + 2 * reward(x) / tau, 0)) * area  # fmt: skip
+    assert abs(float(square) - WORLD.ess_share(reward, tau)) < tolerance
+
+
+@by_reward
+def test_payoff_samples_against_the_exact_density(reward):
+    tau, n = 0.6, 100_000
+    payoff = WORLD.tilt(reward, tau)
+    x, _ = grid()
+    share = torch.softmax(WORLD.log_prob(x) + reward(x) / tau, 0)
+    torch.manual_seed(0)
+    sample = payoff.sample(n).double()
+    for f in (lambda x: x[:, 0], lambda x: x[:, 1], lambda x: x.prod(1), reward):
+        band = 4 * float(f(sample).std()) / math.sqrt(n) + 8e-3
+        assert abs(float(f(sample).mean() - share @ f(x))) < band
+
+
+@pytest.mark.parametrize("name", ["half-space", "ball"])
+def test_mass_of_the_region(name):
+    reward = REWARDS[name]
+    payoff = WORLD.tilt(reward, 0.7)
+    torch.manual_seed(0)
+    n = 100_000
+    inside = float(reward.region.contains(payoff.sample(n)).float().mean())
+    assert abs(inside - payoff.mass) < 4 * math.sqrt(0.25 / n)
+    weight = (reward(WORLD.sample(n).double()) / 0.7).exp()
+    estimate = float((weight * (weight > 1)).mean() / weight.mean())
+    assert abs(estimate - payoff.mass) < 0.02
+
+
+def test_log_z_by_monte_carlo_with_its_confidence_band():
+    torch.manual_seed(0)
+    n, reward, tau = 200_000, REWARDS["quadratic"], 0.5
+    w = (reward(WORLD.sample(n).double()) / tau).exp()
+    band = 4 * float(w.std() / w.mean()) / math.sqrt(n)
+    assert band < 0.02
+    assert abs(float(w.mean().log() - WORLD.log_Z(reward, tau))) < band
+
+
+@by_reward
+def test_soft_value_is_the_log_mean_over_the_posterior(reward):
+    """V_t(x_t) from its definition: an average over x_0 weighted by q(x_t | x_0)."""
+    schedule, tau, t = schedules.cosine(50), 0.6, 20
+    x, _ = grid()
+    x_t = torch.tensor([[0.3, 0.8], [-0.5, 0.1], [1.0, 0.0]], dtype=F64)
+    ab = schedule.alpha_bar[t]
+    value = WORLD.soft_value(x_t, torch.full((3,), t), schedule, reward, tau)
+    for i in range(3):
+        square = (x_t[i] - ab.sqrt() * x).square().sum(1)
+        posterior = torch.softmax(WORLD.log_prob(x) - square / (2 * (1 - ab)), 0)
+        expected = tau * float(torch.log(posterior @ (reward(x) / tau).exp()))
+        assert abs(float(value[i]) - expected) < 1e-2
+    at_zero = WORLD.soft_value(x_t, torch.zeros(3, dtype=torch.long), schedule, reward, tau)
+    torch.testing.assert_close(at_zero, reward(x_t))
+
+
+@by_reward
+def test_denoiser_of_the_payoff_is_the_references_with_the_value_added(reward):
+    """eps* = eps - sqrt(1 - alpha_bar) grad V / tau, for mixtures from their own formula."""
+    schedule, tau = schedules.cosine(50), 0.6
+    x, t = torch.randn(20, 2, dtype=F64), torch.full((20,), 25)
+    noise = (1 - schedule.alpha_bar[25]).sqrt()
+
+    def value(x):
+        return WORLD.soft_value(x, t, schedule, reward, tau)
+
+    step = 1e-5
+    gradient = torch.stack(
+        [(value(x + step * e) - value(x - step * e)) / (2 * step) for e in torch.eye(2).double()], 1
+    )
+    expected = WORLD.denoiser(schedule)(x, t) - noise * gradient / tau
+    got = WORLD.tilt(reward, tau).denoiser(schedule)(x, t)
+    torch.testing.assert_close(got, expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("share", [0.8, 0.4, 0.1])
+def test_temperature_fixed_by_ess(share):
+    world, reward = mixtures.ring(), Linear([1.0, 0.5])
+    assert math.isclose(world.ess_share(reward, world.temperature(reward, share)), share)
+
+
+def test_what_a_world_refuses():
+    indicator = Indicator(HalfSpace([1.0, 0.0], 1.2))
+    with pytest.raises(ValueError, match="between 0.1[0-9]* and 1"):
+        mixtures.ring().temperature(indicator, 0.1)
+    with pytest.raises(ValueError, match="tau"):
+        WORLD.log_Z(REWARDS["linear"], 0.0)
+    with pytest.raises(ValueError, match="means"):
+        GaussianMixture([0.0, 1.0], 1.0)
+    with pytest.raises(ValueError, match="std and weights"):
+        GaussianMixture([[0.0], [1.0]], -1.0)
+    far = Indicator(HalfSpace([1.0, 0.0], 40.0))
+    with pytest.raises(RuntimeError, match="rejection"):
+        WORLD.tilt(far, 1e-5).sample(10)
+
+
+# ---- distances ----------------------------------------------------------------------------
+
+
+def test_sliced_wasserstein_of_a_shift():
+    """W1 of a shift by v along direction d is |v . d|; its mean over the plane is 2 |v| / pi."""
+    x = torch.randn(500, 2)
+    shifted = x + torch.tensor([0.3, -0.4])
+    assert math.isclose(metrics.sliced_wasserstein(x, shifted), 2 * 0.5 / math.pi, rel_tol=1e-3)
+    assert metrics.sliced_wasserstein(x, x[torch.randperm(500)]) == 0
+
+
+def test_sliced_wasserstein_against_pot():
+    import ot
+
+    torch.manual_seed(0)
+    x, y = torch.randn(300, 5), 1.3 * torch.randn(300, 5)
+    directions = metrics.unit_directions(5, 64)
+    expected = ot.sliced_wasserstein_distance(
+        x.numpy(), y.numpy(), projections=directions.T.numpy(), p=1
+    )
+    assert math.isclose(metrics.sliced_wasserstein(x, y, 64), expected, rel_tol=1e-5)
+
+
+def test_over_floor_is_one_for_exact_samples_and_sees_errors():
+    torch.manual_seed(0)
+    ring = toy.ring
+    exact = metrics.over_floor(ring(2000), ring, n=2000, pairs=10)
+    assert 0.5 < exact < 2
+    assert metrics.over_floor(1.33 * ring(2000), ring, n=2000, pairs=10) > 2 * exact
+    with pytest.raises(ValueError, match="has 10 points"):
+        metrics.over_floor(ring(10), ring, n=2000)
+    with pytest.raises(ValueError, match="not finite"):
+        metrics.sliced_wasserstein(ring(10), ring(10) * float("nan"))
+    with pytest.raises(ValueError, match="one shape"):
+        metrics.sliced_wasserstein(ring(10), ring(11))
+
+
+# ---- toy data and the network -------------------------------------------------------------
+
+
+def test_toy_data():
+    torch.manual_seed(0)
+    for sampler in (toy.moons, toy.ring, toy.checkerboard):
+        x = sampler(20_000)
+        assert x.shape == (20_000, 2) and x.dtype == torch.float32
+        assert x.mean(0).abs().max() < 0.05 and 0.3 < x.std() < 1.2
+    x = toy.checkerboard(20_000)
+    cell = ((x + 1.6) / 0.8).floor().long()
+    assert bool((cell.sum(1) % 2 == 0).all()) and x.abs().max() <= 1.6
+    assert len(cell.unique(dim=0)) == 8
+    radius = toy.ring(1000).norm(dim=1)
+    assert abs(float(radius.mean()) - 1.5) < 0.05
+    with pytest.raises(ValueError, match="even"):
+        toy.checkerboard(10, cells=3)
+
+
+def test_mlp_denoiser_does_not_magnify_its_errors_at_late_times():
+    """At t = T, x0_hat of an untrained network is small although 1 / sqrt(alpha_bar_T) is huge."""
+    schedule = schedules.cosine(100)
+    torch.manual_seed(0)
+    net = nets.MLPDenoiser(3, schedule.alpha_bar, hidden=16, layers=2)
+    x = torch.randn(10, 3, dtype=torch.float32)
+    t = torch.full((10,), 100)
+    x0_hat = Diffusion(schedule).predict_x0(x.double(), 100, net(x, t).double())
+    assert 1 / float(schedule.alpha_bar[100].sqrt()) > 1000
+    assert x0_hat.abs().max() < 10
+    assert not torch.equal(net(x, t), net(x, t - 60))  # it sees the time
+    with_cond = nets.MLPDenoiser(3, schedule.alpha_bar, hidden=16, layers=2, cond_dim=4)
+    assert with_cond(x, t, torch.randn(10, 4)).shape == x.shape
