@@ -108,14 +108,16 @@ def test_two_waters_are_valid_and_not_connected():
 
 
 def test_broken_molecules_are_none_and_do_not_disturb_the_others():
-    molecules = from_smiles("O", "CC", "O", "O")
+    molecules = from_smiles("O", "CC", "O", "CC")
     positions = molecules.positions.copy()
     positions[molecules.starts[2]] = np.nan
     positions[molecules.starts[3] : molecules.starts[4]] = 0.0  # all atoms at one point
-    found = dict(bonds.perceive(dataclasses.replace(molecules, positions=positions)))
-    assert sorted(found) == [0, 1, 2, 3]
-    assert bonds.smiles(found[0]) == "O" and bonds.smiles(found[1]) == "CC"
-    assert found[2] is None and found[3] is None
+    molecules = dataclasses.replace(molecules, positions=positions)
+    for rule in bonds.RULES:
+        found = dict(bonds.perceive(molecules, rule))
+        assert sorted(found) == [0, 1, 2, 3]
+        assert bonds.smiles(found[0]) == "O" and bonds.smiles(found[1]) == "CC"
+        assert found[2] is None and found[3] is None
 
 
 def test_numbers_of_the_data_row_on_heavy7():

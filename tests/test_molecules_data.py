@@ -12,7 +12,7 @@ import torch
 from hand_made_molecules import full  # noqa: F401  a fixture
 
 from rgdm_lib import _data
-from rgdm_lib.molecules import qm9pack
+from rgdm_lib.molecules import data, qm9pack
 from rgdm_lib.molecules.data import (
     CHANNELS,
     MoleculeError,
@@ -162,6 +162,21 @@ def test_save_and_load(tmp_path, heavy7):
     assert save_set(tmp_path / "again.npz", back).read_bytes() == path.read_bytes()
 
 
+def test_a_write_that_fails_leaves_the_old_file_and_no_rest(tmp_path, monkeypatch):
+    path = save_set(tmp_path / "set.npz", make_set(WATER))
+    before = path.read_bytes()
+
+    def full_disk(file, columns):
+        file.write(b"half a file")
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(data, "_write_npz", full_disk)
+    with pytest.raises(OSError, match="no space"):
+        save_set(path, make_set(HF))
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
 def test_positions_are_stored_in_steps_of_half_a_milliangstrom(tmp_path):
     path = save_set(tmp_path / "hf.npz", make_set(HF))
     with np.load(path) as file:
@@ -239,6 +254,7 @@ def test_heavy7_is_what_its_card_says(heavy7):
     heavy = np.add.reduceat((heavy7.numbers > 1).astype(int), heavy7.starts[:-1])
     assert np.bincount(heavy).tolist() == [0, 3, 5, 9, 31, 127, 608, 3138]
     assert [len(heavy7.part(p)) for p in ("train", "valid", "test")] == [3136, 392, 393]
+    np.testing.assert_array_equal(heavy7.split, qm9pack.random_split(3921, 3136, 392))
     assert (np.diff(heavy7.index) > 0).all()
     assert set(heavy7.properties) == set(qm9pack.COLUMNS)
     # water, QM9's third molecule, as published
@@ -262,9 +278,9 @@ def test_a_damaged_shipped_file_is_refused(tmp_path, monkeypatch):
         assert len(load_qm9("heavy7")) == 3921
         _data.data_path.cache_clear()
         file = tmp_path / "data" / "molecules" / "qm9_heavy7.npz"
-        data = bytearray(file.read_bytes())
-        data[1000] ^= 1
-        file.write_bytes(data)
+        content = bytearray(file.read_bytes())
+        content[1000] ^= 1
+        file.write_bytes(content)
         with pytest.raises(ValueError, match="qm9_heavy7.npz.*sha256"):
             load_qm9("heavy7")
     finally:

@@ -30,6 +30,13 @@ def test_hand_made_molecules():
     assert [s is not None for s in smiles] == [True, True, True, True, True, False, False]
     assert smiles[0] == smiles[1] == smiles[4] == "[H]O[H]"  # the largest fragment of two waters
     assert connected.tolist() == [True, True, True, True, False, False, True]
+    # the largest fragment, wherever it stands
+    positions, numbers = from_smiles("CCO").atoms(0)
+    water = from_smiles("O").atoms(0)
+    for parts in ([(positions, numbers), water], [water, (positions, numbers)]):
+        shifted = [(r + 9 * k, z) for k, (r, z) in enumerate(parts)]
+        both = pack(tuple(np.concatenate(column) for column in zip(*shifted, strict=True)))
+        assert metrics.smiles_edm(both)[0][0].count("C") == 2
     result = metrics.evaluate(molecules)
     expected = {
         "n": 7,

@@ -72,6 +72,7 @@ def test_the_rule_is_the_callers_choice():
         for rule in ("edm", "determine")
     }
     assert found == {"edm": 18, "determine": 12}  # EDM's open valences are filled: cyclohexane
+    assert rewards.per_molecule(lambda m: m.GetNumAtoms())(ring).item() == 6  # H are implicit
     with pytest.raises(ValueError, match="choose from"):
         rewards.per_molecule(QED.qed, rule="other")(ring)
 

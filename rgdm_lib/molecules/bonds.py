@@ -1,6 +1,6 @@
 """Bonds from geometry, by named rules.
 
-`bond_orders` is EDM's table of distances (Hoogeboom et al. 2022, arXiv 2203.17003, appendix E),
+`bond_orders` is EDM's table of distances (Hoogeboom et al. 2022, arXiv 2203.17003),
 the rule of the field's stability numbers. `perceive` makes RDKit molecules of it or of RDKit's own
 perception:
 
@@ -88,10 +88,8 @@ def bond_orders(positions: np.ndarray, numbers: np.ndarray) -> np.ndarray:
     n = d2.shape[-1]
     d2[:, np.arange(n), np.arange(n)] = np.inf
     orders = np.zeros(d2.shape, dtype=np.int8)
-    bonded = np.ones(d2.shape, dtype=bool)
-    for limit in _LIMITS:
-        bonded &= d2 < limit[channel[:, :, None], channel[:, None]]
-        orders += bonded
+    for limit in _LIMITS:  # each order's limit is below the one before, or 0: no such bond
+        orders += d2 < limit[channel[:, :, None], channel[:, None]]
     return orders
 
 
@@ -119,18 +117,19 @@ def perceive(
     """
     if rule not in RULES:
         raise ValueError(f"no bond rule {rule!r}: choose from {', '.join(RULES)}")
-    with rdBase.BlockLogs():
-        for i, orders in iterate_orders(molecules):
-            positions, numbers = molecules.atoms(i)
-            molecule = None
-            if np.isfinite(positions).all():
-                if rule == "edm":
-                    molecule = _from_orders(positions, numbers, orders, implicit=True)
-                if rule == "edm_or_determine" and stable_atoms(orders, numbers).all():
-                    molecule = _from_orders(positions, numbers, orders, implicit=False)
+    for i, orders in iterate_orders(molecules):
+        positions, numbers = molecules.atoms(i)
+        molecule = None
+        if np.isfinite(positions).all():
+            with rdBase.BlockLogs():
+                # where all atoms are stable no valence is open: nothing for RDKit to fill
+                if rule == "edm" or (
+                    rule == "edm_or_determine" and stable_atoms(orders, numbers).all()
+                ):
+                    molecule = _from_orders(positions, numbers, orders)
                 if molecule is None and rule != "edm":
                     molecule = _determine(positions, numbers)
-            yield i, molecule
+        yield i, molecule
 
 
 def is_connected(molecule: Chem.Mol) -> bool:
@@ -143,22 +142,18 @@ def smiles(molecule: Chem.Mol) -> str:
     return Chem.MolToSmiles(Chem.RemoveHs(molecule), isomericSmiles=False)
 
 
-def _atoms(positions: np.ndarray, numbers: np.ndarray, implicit: bool) -> Chem.RWMol:
+def _atoms(positions: np.ndarray, numbers: np.ndarray) -> Chem.RWMol:
     molecule = Chem.RWMol()
     for number in numbers.tolist():
-        atom = Chem.Atom(number)
-        atom.SetNoImplicit(not implicit)
-        molecule.AddAtom(atom)
+        molecule.AddAtom(Chem.Atom(number))
     conformer = Chem.Conformer(len(numbers))
     conformer.SetPositions(positions.astype(np.float64))
     molecule.AddConformer(conformer)
     return molecule
 
 
-def _from_orders(
-    positions: np.ndarray, numbers: np.ndarray, orders: np.ndarray, implicit: bool
-) -> Chem.Mol | None:
-    molecule = _atoms(positions, numbers, implicit)
+def _from_orders(positions: np.ndarray, numbers: np.ndarray, orders: np.ndarray) -> Chem.Mol | None:
+    molecule = _atoms(positions, numbers)
     for i, j in np.argwhere(np.triu(orders)).tolist():
         molecule.AddBond(i, j, _TYPES[orders[i, j]])
     try:
@@ -169,7 +164,7 @@ def _from_orders(
 
 
 def _determine(positions: np.ndarray, numbers: np.ndarray) -> Chem.Mol | None:
-    molecule = _atoms(positions, numbers, implicit=True)
+    molecule = _atoms(positions, numbers)
     try:
         # the search over valences of a hopeless molecule must end
         rdDetermineBonds.DetermineBonds(molecule, charge=0, embedChiral=False, maxIterations=1000)

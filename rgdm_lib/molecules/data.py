@@ -2,7 +2,7 @@
 
 A molecule is its atoms' elements and positions; sizes differ, so a set stores all atoms one after
 the other. A *batch* of the diffusion model holds molecules of one size and needs no mask:
-``x`` is (B, N, 9), with the scaling of EDM (Hoogeboom et al. 2022, arXiv 2203.17003, section 4):
+``x`` is (B, N, 9), with the scaling of EDM (Hoogeboom et al. 2022, arXiv 2203.17003):
 
     x[..., 0:3]  positions in Angstrom, zero mean over the atoms
     x[..., 3:8]  one-hot element (H, C, N, O, F) times 1/4
@@ -232,7 +232,7 @@ def zero_com_noise_like(x: torch.Tensor) -> torch.Tensor:
     """Standard normal noise of x's shape (B, N, C), positions in the zero-centre-of-mass subspace.
 
     The projection of isotropic noise on a subspace is isotropic noise on it, so this is the
-    Gaussian of EDM (section 3); ``Diffusion(schedule, noise_like=zero_com_noise_like)``.
+    Gaussian of EDM; ``Diffusion(schedule, noise_like=zero_com_noise_like)``.
     """
     return center(torch.randn_like(x))
 
