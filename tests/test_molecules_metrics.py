@@ -113,7 +113,19 @@ def test_copies_are_told_from_molecules_never_seen(heavy7):
     assert new["memorisation_ratio"] == pytest.approx(1, abs=0.1)
     assert copies["recovered_train"] > 0.2 and copies["recovered_held_out"] < 0.01
     assert new["recovered_held_out"] > 0.99 and new["recovered_train"] < 0.01
-    assert new["nearest_train_median_held_out"] == pytest.approx(0.2548, abs=1e-3)
+    assert new["nearest_train_median_held_out"] == pytest.approx(0.2515, abs=1e-3)
+    assert new["formula_in_train"] == pytest.approx(0.98, abs=0.005)
+
+
+def test_samples_of_unknown_formula_do_not_count_as_far_from_a_copy():
+    train, held_out = from_smiles("CO", "CC"), from_smiles("CC", "OO")
+    stretched = dataclasses.replace(held_out, positions=held_out.positions * 1.1)
+    samples = MoleculeSet.concatenate([train, from_smiles("N", "O", "OO", "F")])
+    found = metrics.memorisation(samples, train, stretched)
+    assert found["formula_in_train"] == pytest.approx(2 / 6)
+    assert found["memorisation_ratio"] < 1e-6
+    assert found["nearest_train_median_held_out"] > 0.1  # of ethane alone
+    assert metrics.memorisation(from_smiles("N"), train, stretched)["memorisation_ratio"] == np.inf
 
 
 def test_evaluate_refuses_half_a_question(heavy7):

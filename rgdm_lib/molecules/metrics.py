@@ -9,7 +9,7 @@
 | `unique_edm` | distinct SMILES of the largest fragments / valid |
 | `valid_unique_edm` | distinct SMILES / all molecules |
 | `valid_connected_edm_or_determine` | has a molecule in one piece by the rule of the rewards |
-| `memorisation_ratio` | see `memorisation` |
+| `memorisation_ratio`, `formula_in_train` | see `memorisation` |
 | `recovered_train`, `recovered_held_out` | share of the distinct molecules of that set that occur \
 among the samples (QM9's SMILES without stereo marks, and the rewards' rule for the samples) |
 
@@ -132,17 +132,30 @@ def memorisation(
     """Are the samples nearer to the training molecules than molecules never seen are?
 
     `memorisation_ratio` = median `nearest_distance` of the samples to the training set over that of
-    the held-out molecules: near 0, copies; near 1 or above, none. A small molecule is often a copy
-    rightly: of a space that the training set nearly exhausts, most of a perfect model's samples
-    have a training molecule's graph, and only their geometry is new.
+    the held-out molecules: near 0, copies; near 1 or above, none. Both medians are over the
+    molecules whose formula the training set has (`formula_in_train`, their share of the samples;
+    98 % of heavy7's held-out ones): the others cannot be copies and would only raise the ratio.
+    Infinite if there is no such sample.
+
+    A sample may be near for a good reason: of a space that the training set nearly exhausts, most
+    of a perfect model's samples are training molecules. Drawn from all of heavy7 they would score
+    0.0, with noise of sd 0.02 Angstrom on the coordinates 0.1, with 0.04 Angstrom 0.2.
     """
-    samples = float(np.median(nearest_distance(molecules, train)))
-    floor = float(np.median(nearest_distance(held_out, train)))
+    samples = nearest_distance(molecules, train)
+    unseen = nearest_distance(held_out, train)
+    samples_median, unseen_median = finite_median(samples), finite_median(unseen)
     return {
-        "nearest_train_median": samples,
-        "nearest_train_median_held_out": floor,
-        "memorisation_ratio": samples / floor,
+        "formula_in_train": float(np.isfinite(samples).mean()),
+        "nearest_train_median": samples_median,
+        "nearest_train_median_held_out": unseen_median,
+        "memorisation_ratio": samples_median / unseen_median,
     }
+
+
+def finite_median(distances: np.ndarray) -> float:
+    """Median of the finite values; infinite if there are none."""
+    distances = distances[np.isfinite(distances)]
+    return float(np.median(distances)) if len(distances) else np.inf
 
 
 # --------------------------------------------------------------- all of them
