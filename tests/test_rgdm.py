@@ -1,5 +1,7 @@
+import ast
 import copy
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,6 +10,8 @@ from torch import nn
 
 from rgdm_lib import payoff, rgdm, schedules
 from rgdm_lib.diffusion import Diffusion
+from rgdm_lib.training import Trainer
+from rgdm_lib.worlds import nets
 from rgdm_lib.worlds.mixtures import GaussianMixture
 from rgdm_lib.worlds.rewards import Linear
 
@@ -186,3 +190,36 @@ def test_tempering_needs_paths():
     x0 = WORLD.sample(50)
     with pytest.raises(ValueError, match="model_sampler"):
         next(rgdm.fit(Steered(), DIFFUSION, payoff.data_sampler(x0, REWARD), 0.5, rounds=2))
+
+
+def test_one_screen_of_notebook_07_is_the_library():
+    """The function as the notebook has it, on another world, tempering included."""
+    source = (Path(__file__).parents[1] / "notebooks/src/07_rgdm.py").read_text(encoding="utf-8")
+    tree = ast.parse(source)
+    (function,) = (
+        node for node in tree.body if getattr(node, "name", "") == "rgdm_on_one_screen"
+    )
+    namespace = {
+        "copy": copy, "math": math, "torch": torch, "Trainer": Trainer,
+        "next_beta": payoff.next_beta,
+        "log_weights": payoff.log_weights, "systematic_resample": payoff.systematic_resample,
+    }  # fmt: skip
+    exec(ast.unparse(function), namespace)
+    schedule = schedules.cosine(20)
+    diffusion, reward, tau = Diffusion(schedule), Linear([2.0, 1.0]), 0.5
+    torch.manual_seed(0)
+    start = nets.MLPDenoiser(2, schedule.alpha_bar, hidden=16, layers=1)
+    torch.manual_seed(1)
+    screen = namespace["rgdm_on_one_screen"](
+        copy.deepcopy(start), diffusion, reward, tau, n=300, rounds=3, steps=15
+    )
+    torch.manual_seed(1)
+    library = copy.deepcopy(start)
+    draws = payoff.model_sampler(diffusion, lambda n: torch.randn(n, 2), reward, 300)
+    options = {"steps": 15, "batch_size": 512, "lr": 1e-3, "ema_decay": 0.995}
+    rounds = list(rgdm.fit(library, diffusion, draws, tau, rounds=3, **options))
+    assert rounds[0].beta < 1 / tau  # it did temper
+    for name, value in library.state_dict().items():
+        torch.testing.assert_close(screen.state_dict()[name], value, rtol=1e-5, atol=1e-7)
+    moved = (library.out.weight - start.out.weight).abs().max()
+    assert moved > 1e-3
