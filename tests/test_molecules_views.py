@@ -4,6 +4,7 @@ import dataclasses
 import sys
 
 import matplotlib
+import matplotlib.pyplot
 import numpy as np
 import pytest
 from hand_made_molecules import from_smiles
@@ -30,6 +31,11 @@ def test_grid_draws_every_molecule_with_its_legend(tmp_path):
 def test_grid_as_png():
     picture = views.grid(from_smiles("CCO"), file_format="png")
     assert picture._repr_png_().startswith(b"\x89PNG") and picture._repr_svg_() is None
+    figure = picture.figure()
+    assert tuple(figure.get_size_inches() * 100) == (180, 150)
+    matplotlib.pyplot.close(figure)
+    with pytest.raises(ValueError, match="png"):
+        views.grid(from_smiles("CCO")).figure()
 
 
 def test_grid_says_which_molecule_is_not_valid():
@@ -73,6 +79,10 @@ def test_draw_3d_keeps_distances_and_looks_the_same_from_any_pose():
     camera = views._camera(positions.astype(np.float64))
     inner = np.linalg.norm(positions[0] - positions[3])
     assert np.linalg.norm(camera[:, 0] - camera[:, 3]) == pytest.approx(inner, rel=1e-5)
+    moved = positions[:4] + 1.0
+    frame = views._camera(moved, like=positions)
+    shift = camera[:, :4].mean(1, keepdims=True)  # centred by its own mean, seen from one side
+    assert np.allclose(frame, camera[:, :4] - shift, atol=1e-5)
     fig, ax = plt.subplots()
     views.draw_3d(ax, positions[:1], numbers[:1])
     views.draw_3d(ax, positions[:2], numbers[:2], span=10)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
 from matplotlib.patches import Circle
 from rdkit import Chem
 from rdkit.Chem import rdDepictor
@@ -40,6 +43,17 @@ class Picture:
             raise ValueError(f"{path}: this picture is {suffix}, name the file so")
         path.write_bytes(self.data.encode() if isinstance(self.data, str) else self.data)
         return path
+
+    def figure(self) -> Figure:
+        """A matplotlib figure of the same pixels, at 100 dots an inch; PNG pictures only."""
+        if isinstance(self.data, str):
+            raise ValueError("this picture is SVG: make it with file_format='png'")
+        pixels = plt.imread(io.BytesIO(self.data))
+        figure = plt.figure(figsize=(pixels.shape[1] / 100, pixels.shape[0] / 100), layout="none")
+        ax = figure.add_axes((0, 0, 1, 1))
+        ax.imshow(pixels, interpolation="none")
+        ax.axis("off")
+        return figure
 
 
 def grid(
@@ -88,20 +102,26 @@ def formula(molecules: MoleculeSet, i: int) -> str:
 
 
 def draw_3d(
-    ax: Axes, positions: np.ndarray, numbers: np.ndarray, span: float | None = None
+    ax: Axes,
+    positions: np.ndarray,
+    numbers: np.ndarray,
+    span: float | None = None,
+    like: np.ndarray | None = None,
 ) -> Axes:
     """A ball-and-stick picture of one molecule on a plain 2-D axes; returns the axes.
 
     Parallel projection, seen 25 degrees off the direction of least extent; what is near covers what
     is far, far atoms are paler. Sticks are EDM's bonds (one, two or three lines). ``positions``
     (N, 3) in Angstrom, ``numbers`` (N,); ``span`` is the picture's width in Angstrom (default: all
-    atoms fit). Raises ValueError for coordinates that are not finite.
+    atoms fit); ``like`` (M, 3) are the positions that decide the point of view (default: these
+    ones), so that several pictures can be seen from one side. Raises ValueError for coordinates
+    that are not finite.
     """
     positions, numbers = np.asarray(positions, dtype=np.float64), np.asarray(numbers)
     if not np.isfinite(positions).all():
         raise ValueError("positions hold values that are not finite: nothing to draw")
     orders = bonds.bond_orders(positions[None], numbers[None])[0]
-    x, y, depth = _camera(positions)
+    x, y, depth = _camera(positions, like)
     far = (depth.max() - depth) / max(np.ptp(depth), 3.0)
     rank = np.argsort(np.argsort(depth, kind="stable"))
     for i, j in np.argwhere(np.triu(orders)).tolist():
@@ -134,10 +154,11 @@ def draw_3d(
     return ax
 
 
-def _camera(positions: np.ndarray) -> np.ndarray:
+def _camera(positions: np.ndarray, like: np.ndarray | None = None) -> np.ndarray:
     """(3, N): right, up and towards the eye, from the principal axes turned by 25 degrees."""
     centred = positions - positions.mean(axis=0)
-    axes = np.linalg.svd(np.vstack([centred, np.zeros((3, 3))]), full_matrices=False)[2]
+    seen = centred if like is None else like - like.mean(axis=0)
+    axes = np.linalg.svd(np.vstack([seen, np.zeros((3, 3))]), full_matrices=False)[2]
     # a principal axis has no sign of its own: take the same one on every machine
     axes = axes * np.sign(axes[np.arange(3), np.abs(axes).argmax(axis=1)])[:, None]
     c, s = np.cos(np.radians(25)), np.sin(np.radians(25))
