@@ -22,7 +22,7 @@
 # | | quick | laptop | full |
 # |---|---|---|---|
 # | minutes to read | 40 | 40 | 40 |
-# | minutes to run (2 CPU cores) | 1.5 | 5 | 5 |
+# | minutes to run (2 CPU cores) | 1 | 3 | 3 |
 # | memory | 1 GB | 1 GB | 1 GB |
 # | GPU | not needed | not needed | not needed |
 #
@@ -914,7 +914,7 @@ run.figure(
 # For the models we only have samples. We put QED into 50 bins that are equally full under the base,
 # and take the KL between the two histograms. That is a *lower bound* of the true KL: binning can only
 # hide differences, and so can looking at QED alone. For a free tilt, QED alone hides nothing, so there
-# the bins are the only loss, and we can check it.
+# the bins are the only loss, and we can check it. (All of this is among samples with a value.)
 
 # %%
 edges = np.unique(np.nanquantile(qed.numpy(), np.linspace(0, 1, 51)))[1:-1]
