@@ -194,6 +194,14 @@ def test_resampling_is_unbiased(resample):
         assert counts.var(0).sum() < 0.5 * multinomial.sum()
 
 
+@pytest.mark.parametrize("u", [0.0, 1 - 2**-53])
+def test_the_ends_of_the_unit_interval_find_samples_of_weight_above_zero(u, monkeypatch):
+    monkeypatch.setattr(torch, "rand", lambda n, dtype: torch.full((n,), u, dtype=dtype))
+    log_weight = vector(0.0, 0.3, 0.3, 0.1, 0.0).log()
+    for resample in (systematic_resample, stratified_resample):
+        assert set(resample(log_weight, 10).tolist()) == {1, 2, 3}
+
+
 def test_both_vary_far_less_than_multinomial_resampling():
     torch.manual_seed(0)
     x = torch.rand(50, dtype=F64)  # in no order
