@@ -61,7 +61,7 @@ import matplotlib.pyplot as plt
 import torch
 
 from rgdm_lib import schedules
-from rgdm_lib.course import exercises, notebook
+from rgdm_lib.course import exercises, notebook, widgets
 from rgdm_lib.diffusion import Diffusion
 from rgdm_lib.worlds import toy
 
@@ -789,14 +789,12 @@ run.figure(
     see="at t = 30 the value 0 leaves both modes possible; the best guess lies where no data are.",
 )
 
-
 # %%
-def show_belief(t=30, x=0.0):
-    draw_belief(t, x)
-    plt.show()
-
-
-_ = ipywidgets.interact(show_belief, t=(1, T), x=(-3.0, 3.0, 0.1))
+widgets.explore(
+    draw_belief,
+    t=ipywidgets.IntSlider(30, 1, T),
+    x=ipywidgets.FloatSlider(0.0, min=-3, max=3, step=0.1),
+)
 
 # %% [markdown]
 # ## 7. Break it: a perfect denoiser with a wrong start

@@ -1,0 +1,35 @@
+"""Sliders that redraw a figure.
+
+``ipywidgets.interact`` draws inside an Output widget, whose state nbclient sends back to the kernel
+while it waits for the kernel's reply. Now and then it then misses the reply, and a headless run
+waits for ever. A picture that is set from outside needs none of that, and does not flicker.
+"""
+
+import io
+from collections.abc import Callable
+
+import ipywidgets
+import matplotlib.pyplot as plt
+from IPython.display import display
+
+
+def explore(draw: Callable[..., "plt.Figure"], **sliders: ipywidgets.Widget) -> None:
+    """Show sliders above the figure ``draw(**values)``, redrawn when one of them moves.
+
+    ``sliders`` maps the arguments of ``draw`` to widgets that have a value; an argument's name is
+    its slider's label unless it has one. ``draw`` returns a figure, which is closed here.
+    """
+    picture = ipywidgets.Image(format="png")
+
+    def redraw(_change: object = None) -> None:
+        figure = draw(**{name: slider.value for name, slider in sliders.items()})
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png")
+        plt.close(figure)
+        picture.value = buffer.getvalue()
+
+    for name, slider in sliders.items():
+        slider.description = slider.description or name
+        slider.observe(redraw, names="value")
+    redraw()
+    display(ipywidgets.VBox([*sliders.values(), picture]))
