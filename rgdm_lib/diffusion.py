@@ -21,10 +21,7 @@ NoiseLike = Callable[[Tensor], Tensor]
 
 
 class State(NamedTuple):
-    """One state of the reverse chain: time ``t``, sample ``x`` (B, ...), and ``x0_hat``.
-
-    ``x0_hat`` is the prediction of x_0 from which ``x`` was drawn; None at the start, t = T.
-    """
+    """Time ``t``, sample ``x`` (B, ...), and the ``x0_hat`` it was drawn from (None at t = T)."""
 
     t: int
     x: Tensor
@@ -48,10 +45,8 @@ def _at(values: Tensor, t: Tensor | int, like: Tensor) -> Tensor:
 class Diffusion:
     """A Gaussian diffusion with a fixed schedule.
 
-    Args:
-        schedule: the noise schedule.
-        noise_like: draws standard noise in the shape of its argument. The default suits vectors;
-            molecules use noise whose positions have zero centre of mass.
+    ``noise_like`` draws standard noise in the shape of its argument. The default suits vectors;
+    molecules use noise whose positions have zero centre of mass.
     """
 
     schedule: NoiseSchedule
@@ -131,21 +126,26 @@ class Diffusion:
 
     # ---- the reverse process -------------------------------------------------------------
 
-    def timesteps(self, steps: int | None = None) -> list[int]:
-        """T, ..., 0: all of them, or ``steps`` evenly spaced ones (Song et al. 2021, app. C.1).
+    def timesteps(self, steps: int | None = None, spacing: float = 1.0) -> list[int]:
+        """T, ..., 0: all, or about T (i / steps)^spacing (1 even, 2 quadratic: DDIM, app. D.2).
 
         Raises:
-            ValueError: ``steps`` is not in 1..T.
+            ValueError: ``steps`` is not in 1..T, or ``spacing`` is below 1.
         """
         steps = self.T if steps is None else steps
-        if not 1 <= steps <= self.T:
-            raise ValueError(f"steps = {steps}: take 1 to T = {self.T}")
-        return [round(self.T * i / steps) for i in range(steps, -1, -1)]
+        if not 1 <= steps <= self.T or spacing < 1:
+            raise ValueError(f"steps = {steps}: take 1 to T = {self.T}; spacing = {spacing}: >= 1")
+        return [max(i, round(self.T * (i / steps) ** spacing)) for i in range(steps, -1, -1)]
 
     def step_std(self, t: int, s: int, eta: float = 1.0) -> float:
-        """The sampler's standard deviation from t to s (Song et al. 2021, eq. 16); 0 at s = 0."""
+        """The sampler's standard deviation from t to s (Song et al. 2021, eq. 16); 0 at s = 0.
+
+        Any value up to sqrt(1 - alpha_bar_s), where it is cut, keeps the marginals of an exact
+        denoiser; eta > 1 corrects an inexact one (churn, Karras et al. 2022) if steps are short.
+        """
         ab_t, ab_s = (float(self.schedule.alpha_bar[i]) for i in (t, s))
-        return eta * ((1 - ab_s) / (1 - ab_t) * (1 - ab_t / ab_s)) ** 0.5
+        ddpm = ((1 - ab_s) / (1 - ab_t) * (1 - ab_t / ab_s)) ** 0.5
+        return min(eta * ddpm, (1 - ab_s) ** 0.5)
 
     def step(
         self, x_t: Tensor, t: int, s: int, eps: Tensor, eta: float = 1.0
@@ -169,12 +169,13 @@ class Diffusion:
         steps: int | None = None,
         eta: float = 1.0,
         cond: Any = None,
+        spacing: float = 1.0,
     ) -> Iterator[State]:
         """Walk from x_T (B, ...) to x_0, yielding every state; the last one has t = 0.
 
         Ho et al. 2020, algorithm 2 (eta = 1, all steps), or DDIM (eta = 0, or fewer steps).
         """
-        times = self.timesteps(steps)
+        times = self.timesteps(steps, spacing)
         x = x_T
         yield State(times[0], x, None)
         for t, s in zip(times[:-1], times[1:], strict=True):
@@ -192,9 +193,7 @@ class Diffusion:
         The sampler's own for s > 0. The step to s = 0 has none there, and its density would be a
         spike, so it takes the forward variance 1 - alpha_bar_t, which is beta_1 at t = 1.
         """
-        if s == 0:
-            return float(1 - self.schedule.alpha_bar[t]) ** 0.5
-        return self.step_std(t, s, eta)
+        return self.step_std(t, s, eta) if s > 0 else float(1 - self.schedule.alpha_bar[t]) ** 0.5
 
     @torch.no_grad()
     def trajectory(

@@ -242,3 +242,42 @@ def test_sample_yields_every_state_and_its_prediction():
     for steps in (0, T + 1):
         with pytest.raises(ValueError, match="steps"):
             diffusion.timesteps(steps)
+
+
+@pytest.mark.parametrize("spacing", [1.0, 2.0])
+@pytest.mark.parametrize("steps", [1, 7, 100, 1000])
+def test_timesteps_go_down_from_T_to_0(steps, spacing):
+    times = Diffusion(schedules.polynomial(1000)).timesteps(steps, spacing)
+    assert len(times) == steps + 1 and times[0] == 1000 and times[-1] == 0
+    assert all(a > b for a, b in zip(times[:-1], times[1:], strict=True))
+
+
+def test_quadratic_spacing_is_quadratic():
+    times = Diffusion(schedules.polynomial(1000)).timesteps(10, 2.0)
+    assert times == [1000, 810, 640, 490, 360, 250, 160, 90, 40, 10, 0]
+
+
+def test_more_noise_than_ddpm_keeps_the_law_of_an_exact_denoiser():
+    """eta = 3 on N(2, 0.5^2) with its ideal denoiser: the same mean and spread come out."""
+    diffusion = Diffusion(schedules.cosine(400))
+    ab = diffusion.schedule.alpha_bar
+
+    def ideal(x, t, cond):
+        a = ab[t][:, None]
+        gain = a.sqrt() * 0.25 / (a * 0.25 + 1 - a)
+        x0 = 2 + gain * (x - a.sqrt() * 2)
+        return (x - a.sqrt() * x0) / (1 - a).sqrt()
+
+    torch.manual_seed(0)
+    start = torch.randn(20_000, 1, dtype=torch.float64)
+    *_, last = diffusion.sample(ideal, start, eta=3.0)
+    assert abs(float(last.x.mean()) - 2) < 0.02
+    assert abs(float(last.x.std()) - 0.5) < 0.02
+
+
+def test_noise_never_exceeds_the_marginal():
+    diffusion = Diffusion(schedules.polynomial(1000))
+    for t, s in ((1000, 500), (40, 10), (4, 3), (2, 1)):
+        limit = float(1 - diffusion.schedule.alpha_bar[s]) ** 0.5
+        assert diffusion.step_std(t, s, 50.0) == pytest.approx(limit)
+        assert diffusion.step_std(t, s, 1.0) < limit

@@ -286,6 +286,32 @@ run.figure(
 print(f"{ok.sum()} of {len(ok)} samples ended stable; the first such is drawn")
 
 # %% [markdown]
+# ### More noise than DDPM
+#
+# The strip was drawn by DDPM's rule. A step from $t$ to an earlier $s$ may use another amount of
+# noise $\sigma$. For an exact denoiser every $\sigma \le \sqrt{1 - \bar\alpha_s}$ gives the same law of
+# $x_s$ (with short enough steps); $\eta = 1$ is DDPM, $\eta = 0$ the noiseless DDIM:
+#
+# <!-- eq: ddim-step | Song et al. 2021, eq. 12 and 16 -->
+# $$
+# x_s = \sqrt{\bar\alpha_s}\, \hat x_0 + \sqrt{1 - \bar\alpha_s - \sigma^2}\; \hat\varepsilon + \sigma z,
+# \qquad \sigma = \eta\, \sqrt{\frac{1 - \bar\alpha_s}{1 - \bar\alpha_t}}
+# \sqrt{1 - \frac{\bar\alpha_t}{\bar\alpha_s}} .
+# $$
+#
+# Our denoiser is not exact. Its errors add up along the chain, unless fresh noise washes them out
+# and the network gets another look. So $\eta > 1$ can help (Karras et al. 2022 call it churn). On this
+# base model it helps a lot. Stable molecules of 400, with 100 steps:
+#
+# | $\eta$, spacing of the steps | 1, even | 1, quadratic | 2, quadratic | 3, quadratic | 4, quadratic |
+# |---|---|---|---|---|---|
+# | molecules stable | 30 % | 33 % | 52 % | 71 % | 72 % |
+#
+# (Standard error 2 points; `tests/bench/molecule_sampler.py` measures it.) There is a price: with more
+# noise oxygen gets rarer, 8.0 % of the atoms in the data, 7.2 % at $\eta = 2$, 6.2 % at 3, 5.6 % at 4. We
+# take $\eta = 3$ with quadratic spacing, for the base and for every guided model alike. The payoff's
+# reference is then the law of *these* samples, whatever it is.
+#
 # ### When is a generated molecule good?
 #
 # The field's rule is EDM's. Two atoms closer than a tabulated length plus a margin share a bond:
@@ -330,8 +356,8 @@ table(
 
 # %%
 how = (
-    f"{n:,} base samples on heavy7's sizes, averaged weights, DDPM-type sampling (eta = 1) with "
-    f"{STEPS} of T = {diffusion.T} steps"
+    f"{n:,} base samples on heavy7's sizes, averaged weights, {STEPS} of T = {diffusion.T} sampling "
+    f"steps spaced quadratically, eta = {model.ETA:g}"
 )
 run.metric("base_mol_stable", made["mol_stable_edm"], "1", n,
            f"share of stable molecules by EDM's rule; {how}", ceiling=real["mol_stable_edm"])  # fmt: skip
@@ -855,8 +881,8 @@ table(["", "mean QED", "has a value", "molecules stable", "atoms stable", f"uniq
 for share in shares:
     where = (
         f"of a guided model (RGDM from base samples, ESS {share} %, training seed SEED % 3), "
-        f"{len(values[share]):,} samples, DDPM-type sampling (eta = 1) with {STEPS} of "
-        f"T = {diffusion.T} steps"
+        f"{len(values[share]):,} samples, {STEPS} of T = {diffusion.T} sampling steps spaced "
+        f"quadratically, eta = {model.ETA:g}"
     )
     count = int(has[share].sum())
     run.metric(f"qed_model_ess{share}", np.nanmean(values[share]), "1", count,
