@@ -73,9 +73,9 @@ from rgdm_lib.worlds.nets import MLPDenoiser
 run = notebook.start("02_ddpm_from_scratch", PRESET, SEED, OUT_DIR)
 torch.set_num_threads(1)  # the network is small: a second thread costs more than it brings
 settings = run.settings(
-    quick={"hidden": 64, "steps": 4000, "batch": 512, "sets": 3},
-    laptop={"hidden": 128, "steps": 12_000, "batch": 512, "sets": 20},
-    full={"hidden": 128, "steps": 12_000, "batch": 512, "sets": 20},
+    quick={"T": 100, "hidden": 64, "steps": 4000, "batch": 512, "sets": 3},
+    laptop={"T": 200, "hidden": 128, "steps": 12_000, "batch": 512, "sets": 10},
+    full={"T": 200, "hidden": 128, "steps": 12_000, "batch": 512, "sets": 10},
 )
 
 # %% [markdown]
@@ -188,7 +188,7 @@ print("fresh data, one set each, score", " ".join(f"{value:.2f}" for value in si
 # **Check.** Compute the divergence by PyTorch's own formula for Gaussians and compare it with both forms.
 
 # %%
-T = 100
+T = settings.T
 schedule = schedules.cosine(T)
 diffusion = Diffusion(schedule)
 alpha_bar = schedule.alpha_bar
@@ -211,7 +211,7 @@ by_data = 0.5 * (snr[t - 1] - snr[t]) * (x0 - x0_hat).square().sum(1)
 worst = torch.maximum((by_noise / divergence - 1).abs(), (by_data / divergence - 1).abs()).max()
 run.metric("bound_term_error", worst, unit="1", n=T - 1,
            definition="largest relative difference between KL_t of two Gaussians and the two forms "
-                      "of the weighted squared error, t = 2..100, float64")
+                      "of the weighted squared error, t = 2..T, float64")
 
 # %% [markdown]
 # ### The simple loss
@@ -229,14 +229,14 @@ run.metric("bound_term_error", worst, unit="1", n=T - 1,
 # weights do not move such a minimum. They do decide where a *limited* network spends its capacity, and
 # how noisy the gradient is.
 #
-# **Predict.** By which factor do the weights $\lambda_t$ of the bound differ between $t = 2$ and $t = 50$?
+# **Predict.** By which factor do the weights $\lambda_t$ of the bound differ between $t = 2$ and $t = T/2$?
 
 # %%
 guess = None  # your number
 
 # %%
 weight = diffusion.loss_weight("vlb")
-print(f"lambda_2 / lambda_50 = {float(weight[2] / weight[50]):.0f}; your guess: {guess}")
+print(f"lambda_2 / lambda_T/2 = {float(weight[2] / weight[T // 2]):.0f}; your guess: {guess}")
 
 fig, ax = plt.subplots(figsize=(6.5, 3.2))
 ax.semilogy(range(1, T + 1), weight[1:], label=r"bound: $\lambda_t$")
@@ -246,8 +246,8 @@ ax.legend()
 run.figure(
     fig,
     "weights",
-    alt="Weight of the squared error of the noise over t, log scale. The bound's weight is 0.9 at "
-    "t = 2, falls to 0.03 in the middle and rises steeply at the end; the simple one is 1.",
+    alt="Weight of the squared error of the noise over t, log scale. The bound's weight is near 1 at "
+    "t = 2, falls below 0.1 in the middle and rises steeply at the end; the simple one is 1.",
     see="the bound puts its weight on both ends; measured against it, the simple loss stresses the "
     "middle, where the shape of a sample is decided.",
 )
@@ -324,7 +324,7 @@ x0_grid = torch.cartesian_prod(axis, axis)
 log_prior = ring.log_prob(x0_grid)
 
 worst = 0.0
-for t in (5, 20, 50, 80):
+for t in (T // 20, T // 5, T // 2, 4 * T // 5):
     a = alpha_bar[t]
     diffused = mixtures.GaussianMixture(a.sqrt() * ring.means, (a * ring.std**2 + 1 - a).sqrt())
     x_t = diffused.sample(40).double().requires_grad_()
@@ -445,7 +445,7 @@ def sample(denoiser, x_T, steps=None, eta=1.0):
 # Now test it. For the ring we know the perfect denoiser (notebook 01, section 6). A perfect denoiser
 # and a correct sampler must score close to 1. If they do not, no network is to blame.
 #
-# **Predict.** With the perfect denoiser and all 100 steps, DDPM scores about 1. What does it score with
+# **Predict.** With the perfect denoiser and all $T$ steps ($T = 100$ in `quick`), DDPM scores about 1. What does it score with
 # only 10 steps?
 
 # %%
@@ -456,7 +456,8 @@ exact = ring.denoiser(schedule)
 floor_of_ring = metrics.sliced_wasserstein_floor(ring.sample, N)
 for name, eta, steps in (("ddpm", 1.0, T), ("ddpm", 1.0, 10), ("ddim", 0.0, 10)):
     samples = (sample(exact, torch.randn(N, 2), steps, eta)[-1][1] for _ in range(2))
-    run.metric(f"sw_over_floor_exact_{name}_{steps}", over_floor(samples, ring.sample, floor_of_ring),
+    count = "all" if steps == T else steps
+    run.metric(f"sw_over_floor_exact_{name}_{count}", over_floor(samples, ring.sample, floor_of_ring),
                unit="1", n=N, floor=1.0,
                definition=f"sliced Wasserstein-1 over its floor of {name} samples in {steps} steps "
                           "(mean of 2 sets) with the exact denoiser of a ring of 8 Gaussians")
@@ -474,11 +475,11 @@ print(f"your guess for DDPM in 10 steps: {guess}")
 # It takes $x_t$ and $t$, and returns a guess of the noise. For points in the plane a multilayer perceptron
 # will do. Two details matter.
 #
-# - *It must see the time.* The right answer at $t = 5$ and at $t = 95$ differs completely (notebook 01). One
+# - *It must see the time.* The right answers near $t = 0$ and near $t = T$ differ completely (notebook 01). One
 #   number $t/T$ is a poor input: networks are smooth. So $t$ enters as sines and cosines of several
 #   frequencies, added to every layer.
-# - *It should not have to divide by almost nothing.* $\hat x_0$ has the factor $1/\sqrt{\bar\alpha_t}$, which is about
-#   2000 at $t = T$. An error of 0.001 in the noise would move $\hat x_0$ by 2. The library's `MLPDenoiser`
+# - *It should not have to divide by almost nothing.* $\hat x_0$ has the factor $1/\sqrt{\bar\alpha_t}$, which is
+#   thousands at $t = T$. An error of 0.001 in the noise would move $\hat x_0$ by 2 or more. The library's `MLPDenoiser`
 #   therefore predicts $v = \sqrt{\bar\alpha_t}\, \varepsilon - \sqrt{1 - \bar\alpha_t}\, x_0$ (Salimans & Ho 2022) inside and
 #   returns the noise that follows from it, $\varepsilon = \sqrt{1 - \bar\alpha_t}\, x_t + \sqrt{\bar\alpha_t}\, v$. From outside
 #   it is a denoiser like any other.
@@ -589,7 +590,7 @@ run.figure(
 # %% [markdown]
 # ## 7. Samples
 #
-# **Predict.** The score of the network's samples, with DDPM and all 100 steps. (Fresh data: 1 on average.)
+# **Predict.** The score of the network's samples, with DDPM and all $T$ steps. (Fresh data: 1 on average.)
 
 # %%
 guess = None  # your number
@@ -601,14 +602,14 @@ points = chain[-1][1]
 samples = [points] + [states[-1][1] for states in chains]
 run.metric(
     "sw_over_floor", over_floor(samples, toy.moons, floor_of_moons), unit="1", n=N, floor=1.0,
-    definition="sliced Wasserstein-1 of DDPM samples (100 steps) of two moons to fresh data (10,000 "
+    definition=f"sliced Wasserstein-1 of DDPM samples ({T} steps) of two moons to fresh data (10,000 "
                f"points, 256 directions; mean of {settings.sets} pairs of sets) over its floor, the "
                "mean of 20 pairs of fresh data sets",
 )
 print(f"your guess: {guess}")
 
 # %%
-shown = [90, 60, 30, 15, 5, 0]
+shown = [9 * T // 10, 6 * T // 10, 3 * T // 10, 3 * T // 20, T // 20, 0]
 by_time = {t: (x, x0_hat) for t, x, x0_hat in chain}
 fig, axes = plt.subplots(2, len(shown), figsize=(10, 3.6), sharex=True, sharey=True)
 for column, t in zip(axes.T, shown, strict=True):
@@ -623,7 +624,7 @@ axes[1, 0].set_ylabel(r"$\hat x_0$" + "\n(no unit)")
 run.figure(
     fig,
     "generation",
-    alt="Six columns from t = 90 to t = 0. Top: a round cloud of points becomes two crescents. "
+    alt="Six columns from t = 0.9 T to t = 0. Top: a round cloud of points becomes two crescents. "
     "Bottom: the guess x0_hat starts as a blob in the middle and opens into the crescents earlier.",
     see="the guess of the data (bottom) starts as an average and decides step by step; the sample "
     "(top) follows.",
@@ -660,7 +661,7 @@ def stray_share(x):
 
 
 run.metric("stray_share", stray_share(points), unit="1", n=N, floor=stray_share(data),
-           definition="share of DDPM samples (100 steps) further than 0.4 from the half circles; "
+           definition=f"share of DDPM samples ({T} steps) further than 0.4 from the half circles; "
                       "its floor is that of as many data points")
 
 # %% [markdown]
@@ -669,7 +670,7 @@ run.metric("stray_share", stray_share(points), unit="1", n=N, floor=stray_share(
 # Move the slider and watch one run of the chain. The picture above is the same run at six times.
 
 # %%
-def show_chain(t=50):
+def show_chain(t):
     x, x0_hat = by_time[t]
     fig, ax = plt.subplots(figsize=(4.5, 4))
     ax.scatter(*x[:2000].T, s=2, alpha=0.4, label="$x_t$")
@@ -681,13 +682,13 @@ def show_chain(t=50):
     return fig
 
 
-widgets.explore(show_chain, t=ipywidgets.IntSlider(50, 0, T))
+widgets.explore(show_chain, t=ipywidgets.IntSlider(T // 2, 0, T))
 
 # %% [markdown]
 # ### Fewer steps
 #
 # A step costs one call of the network. **Predict.** With 10 calls only, which is better: DDPM ($\eta = 1$) or
-# DDIM ($\eta = 0$)? And with 100?
+# DDIM ($\eta = 0$)? And with 50?
 
 # %%
 counts = [5, 10, 20, 50]
@@ -778,7 +779,7 @@ run.figure(
 #
 # - *A mistake can still draw two nice moons.* Without the denominator the picture looks clean, and the
 #   score is several times worse.
-# - *A mistake can be too small to see here.* The noise of the last step has a standard deviation of 0.05, and these
+# - *A mistake can be too small to see here.* The noise of the last step has a standard deviation of about 0.05, and these
 #   data are blurred by 0.1 already. The same noise ruins data with fine detail, such as the bond lengths of a molecule.
 # - *$\beta$ for $\tilde\beta$ does not hurt these samples at all.* The best variance of a step lies between the two: $\tilde\beta$
 #   would be right if $\hat x_0$ were exact, $\beta$ if the data were Gaussian noise (Ho et al. 2020, section 3.2). In
