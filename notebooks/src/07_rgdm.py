@@ -65,7 +65,7 @@ import matplotlib.pyplot as plt
 import torch
 
 from rgdm_lib import payoff, rgdm, schedules
-from rgdm_lib.course import exercises, notebook
+from rgdm_lib.course import exercises, notebook, widgets
 from rgdm_lib.diffusion import Diffusion
 from rgdm_lib.payoff import log_weights, next_beta, systematic_resample
 from rgdm_lib.training import Trainer
@@ -266,8 +266,10 @@ for ax, scale in zip(axes, (4, 1, 0.1), strict=True):
     kept = weighted.resample(N)
     ax.scatter(*x_base[:2000].T, s=2, color="0.85", rasterized=True)
     ax.scatter(*kept[:2000].T, s=3, alpha=0.4, rasterized=True)
-    ax.set(title=rf"{scale:g} $\tau$: ESS {weighted.ess / N:.1%}", xlim=(-2.3, 2.3), ylim=(-2.3, 2.3))
+    ax.set(title=rf"{scale:g} $\tau$: ESS {weighted.ess / N:.1%}", xlabel="$x_1$",
+           xlim=(-2.3, 2.3), ylim=(-2.3, 2.3))
     ax.set_aspect("equal")
+axes[0].set_ylabel("$x_2$")
 run.figure(fig, "temperatures",
            alt="The model's ring in grey, three times; in colour what weighting keeps: most of the ring, "
                "its right half, and at the lowest temperature only its outermost points on the right.",
@@ -279,7 +281,7 @@ run.figure(fig, "temperatures",
 # feeling for the scale.
 
 # %%
-def show_temperature(log10_scale=0.0):
+def show_temperature(log10_scale):
     """Resampled base samples at tau times 10^log10_scale."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -288,11 +290,13 @@ def show_temperature(log10_scale=0.0):
     ax.scatter(*x_base[:2000].T, s=2, color="0.85")
     ax.scatter(*weighted.resample(2000).T, s=4, alpha=0.4)
     ax.set(title=f"ESS {weighted.ess:,.0f} of {N:,}", xlim=(-2.3, 2.3), ylim=(-2.3, 2.3))
+    ax.set(xlabel="$x_1$", ylabel="$x_2$")
     ax.set_aspect("equal")
-    plt.show()
+    return fig
 
 
-_ = ipywidgets.interact(show_temperature, log10_scale=(-3.0, 1.0, 0.1))
+slider = ipywidgets.FloatSlider(value=0.0, min=-3.0, max=1.0, step=0.1)
+widgets.explore(show_temperature, log10_scale=slider)
 
 # %% [markdown]
 # ## 4. From weights to a model: it is denoising
@@ -513,8 +517,9 @@ fig, axes = plt.subplots(1, 3, figsize=(10, 3.6), sharex=True, sharey=True)
 clouds = {"base model": x_base, "exact payoff": exact.sample(N), "RGDM": x_rgdm}
 for ax, (title, x) in zip(axes, clouds.items(), strict=True):
     ax.scatter(*x[:4000].T, s=2, alpha=0.35, rasterized=True)
-    ax.set(title=title, xlim=(-2.3, 2.3), ylim=(-2.3, 2.3))
+    ax.set(title=title, xlabel="$x_1$", xlim=(-2.3, 2.3), ylim=(-2.3, 2.3))
     ax.set_aspect("equal")
+axes[0].set_ylabel("$x_2$")
 run.figure(fig, "samples",
            alt="Three clouds of 4,000 points: a full ring of eight blobs, the exact payoff with most points in "
                "the blobs on the right, and RGDM's samples, which look like the exact payoff.",
