@@ -140,8 +140,8 @@ class Diffusion:
     def step_std(self, t: int, s: int, eta: float = 1.0) -> float:
         """The sampler's standard deviation from t to s (Song et al. 2021, eq. 16); 0 at s = 0.
 
-        Any value up to sqrt(1 - alpha_bar_s), where it is cut, keeps the marginals of an exact
-        denoiser; eta > 1 corrects an inexact one (churn, Karras et al. 2022) if steps are short.
+        Cut at sqrt(1 - alpha_bar_s). With short steps any value keeps the marginals of an exact
+        denoiser; with long ones eta > 1 narrows them, like a temperature below 1.
         """
         ab_t, ab_s = (float(self.schedule.alpha_bar[i]) for i in (t, s))
         ddpm = ((1 - ab_s) / (1 - ab_t) * (1 - ab_t / ab_s)) ** 0.5
