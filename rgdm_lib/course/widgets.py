@@ -32,4 +32,5 @@ def explore(draw: Callable[..., "plt.Figure"], **sliders: ipywidgets.Widget) -> 
         slider.description = slider.description or name
         slider.observe(redraw, names="value")
     redraw()
-    display(ipywidgets.VBox([*sliders.values(), picture]))
+    left = ipywidgets.Layout(align_items="flex-start")  # a stretched picture would be blurred
+    display(ipywidgets.VBox([*sliders.values(), picture], layout=left))
