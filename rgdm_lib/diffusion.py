@@ -1,4 +1,4 @@
-"""The diffusion itself: noising, the denoising loss, sampling, and log-probabilities of paths.
+"""The diffusion itself: noising, the denoising loss, sampling, log-probabilities of paths.
 
 A *denoiser* is any callable ``(x_t, t, cond) -> eps`` that predicts the noise in ``x_t``; ``eps``
 has the shape of ``x_t``, and ``t`` is an integer tensor (B,) with values 1..T. Random numbers come
@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from rgdm_lib.schedules import NoiseSchedule
+from rgdm_lib.schedules import NoiseSchedule, draw_times
 
 Denoiser = Callable[[Tensor, Tensor, Any], Tensor]
 NoiseLike = Callable[[Tensor], Tensor]
@@ -110,19 +110,23 @@ class Diffusion:
         x0: Tensor,
         cond: Any = None,
         weighting: Literal["simple", "vlb"] = "simple",
+        times: Tensor | None = None,
     ) -> Tensor:
         """One draw of (t, noise) for each sample: the denoising loss, shape (B,).
 
         "simple" is the mean squared error of the noise over a sample's elements (Ho et al. 2020,
         eq. 14, per element); "vlb" is T times the bound's term at t, in nats, an unbiased draw of
-        the variational bound on -log p(x_0) up to a constant (eq. 12).
+        the variational bound on -log p(x_0) up to a constant (eq. 12). Given ``times``, (T + 1,)
+        probabilities, t follows them (``schedules.draw_times``): they weigh the terms of "simple".
         """
-        t = torch.randint(1, self.T + 1, (len(x0),), device=x0.device)
+        n, even = len(x0), times is None
+        t = (torch.randint(1, self.T + 1, (n,)) if even else draw_times(times, n)).to(x0.device)
         noise = self.noise_like(x0)
         error = (denoiser(self.q_sample(x0, t, noise), t, cond) - noise).square().flatten(1)
         if weighting == "simple":
             return error.mean(1)
-        return self.T * _at(self.loss_weight(weighting), t, error[:, 0]) * error.sum(1)
+        weight = self.loss_weight(weighting) / (1 / self.T if even else times)
+        return _at(weight, t, error[:, 0]) * error.sum(1)
 
     # ---- the reverse process -------------------------------------------------------------
 
@@ -152,9 +156,8 @@ class Diffusion:
     ) -> tuple[Tensor, float, Tensor]:
         """Mean, standard deviation and x0_hat of the step from time t to an earlier time s.
 
-        DDIM's family (Song et al. 2021, eq. 12 and 16): eta = 1 with s = t - 1 is DDPM's
-        posterior with variance beta_tilde_t, eta = 0 is deterministic. The step to s = 0 has no
-        noise: its mean is x0_hat.
+        DDIM's family (Song et al. 2021, eq. 12 and 16): eta = 1 with s = t - 1 is DDPM's posterior,
+        eta = 0 is deterministic. The step to s = 0 has no noise: its mean is x0_hat.
         """
         ab_s, std = float(self.schedule.alpha_bar[s]), self.step_std(t, s, eta)
         x0_hat = self.predict_x0(x_t, t, eps)
@@ -190,8 +193,8 @@ class Diffusion:
     def path_std(self, t: int, s: int, eta: float = 1.0) -> float:
         """Standard deviation of the step t -> s wherever log-probabilities are used.
 
-        The sampler's own for s > 0. The step to s = 0 has none there, and its density would be a
-        spike, so it takes the forward variance 1 - alpha_bar_t, which is beta_1 at t = 1.
+        The sampler's own for s > 0. The step to s = 0 would have a spike for a density, so it takes
+        the forward variance 1 - alpha_bar_t, which is beta_1 at t = 1.
         """
         return self.step_std(t, s, eta) if s > 0 else float(1 - self.schedule.alpha_bar[t]) ** 0.5
 
@@ -205,8 +208,7 @@ class Diffusion:
         cond: Any = None,
     ) -> Trajectory:
         """Draw a path whose every step, the last one too, has noise (see ``path_std``)."""
-        times = self.timesteps(steps)
-        path = [x_T]
+        times, path = self.timesteps(steps), [x_T]
         for t, s in zip(times[:-1], times[1:], strict=True):
             x = path[-1]
             eps = denoiser(x, torch.full((len(x),), t, device=x.device), cond)
@@ -219,8 +221,7 @@ class Diffusion:
     ) -> Tensor:
         """(B, S) log p_theta(x_s | x_t) of each step of a path; gradients flow to the denoiser.
 
-        In nats. For noise in a subspace (zero centre of mass) the constant counts all
-        coordinates; it cancels in ratios of two policies.
+        In nats. For noise in a subspace the constant counts all coordinates; it cancels in ratios.
 
         Raises:
             ValueError: eta = 0, a path without noise, has no density.

@@ -104,3 +104,29 @@ def polynomial(T: int, power: float = 2.0, precision: float = 1e-5) -> NoiseSche
     alpha_bar = (1 - 2 * precision) * clipped + precision
     alpha_bar[0] = 1.0
     return NoiseSchedule(alpha_bar)
+
+
+def draw_times(probability: Tensor, n: int) -> Tensor:
+    """(n,) times that follow ``probability`` evenly: low-discrepancy draws, in random order.
+
+    One uniform number shifts a regular grid of n points, which the cumulated probabilities map to
+    times (Kingma et al. 2021, arXiv 2107.00630, appendix I.1): each t is drawn n p_t times on
+    average and never off by 1 or more, so that a batch's loss has less noise.
+
+    Args:
+        probability: (T + 1,) of t = 0..T, entry 0 is 0; they sum to 1.
+        n: number of draws.
+
+    Raises:
+        ValueError: these are not probabilities of 1..T.
+    """
+    p = probability.double().cpu()
+    if p[0] != 0 or not bool((p >= 0).all()) or not math.isclose(float(p.sum()), 1, abs_tol=1e-6):
+        raise ValueError(
+            f"probabilities of times: entry 0 is {float(p[0]):.3g} and must be 0, none may be"
+            f" negative, and their sum, {float(p.sum()):.6g}, must be 1"
+        )
+    edges = p.cumsum(0) / p.sum()
+    points = (torch.rand(1, dtype=torch.float64) + torch.arange(n)) / n
+    t = torch.searchsorted(edges, points, right=True).clamp(max=int(torch.nonzero(p).max()))
+    return t[torch.randperm(n)]

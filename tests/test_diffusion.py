@@ -161,6 +161,36 @@ def test_loss_draws_every_time_and_averages_as_it_says():
         diffusion.loss(half_right, x0, "condition", weighting="snr")
 
 
+@by_schedule
+def test_times_weigh_the_simple_loss_and_leave_the_bound(schedule):
+    """E over t ~ p of the simple loss is sum_t p_t error_t; "vlb" stays an unbiased draw."""
+    p = torch.zeros(T + 1, dtype=F64)
+    p[1:] = torch.linspace(1, 4, T, dtype=F64)
+    p /= p.sum()
+
+    def off_by_t(x_t, t, cond):  # wrong by t in each of the 3 elements, whatever the noise
+        seen.append(t)
+        return noise_drawn[0] + t[:, None].to(F64)
+
+    seen, noise_drawn, n = [], [], 200_000
+
+    def noise_like(x):
+        noise_drawn[:] = [torch.randn_like(x)]
+        return noise_drawn[0]
+
+    torch.manual_seed(0)
+    diffusion = Diffusion(schedule, noise_like)
+    x0 = torch.zeros(n, 3, dtype=F64)
+    square = torch.arange(T + 1, dtype=F64).square()
+    simple = diffusion.loss(off_by_t, x0, times=p).mean()
+    counts = torch.bincount(seen[0], minlength=T + 1)
+    assert (counts - n * p).abs().max() < 1
+    torch.testing.assert_close(simple, (p * square).sum(), rtol=1e-3, atol=0)
+    bound = 3 * (diffusion.loss_weight("vlb") * square).sum()
+    vlb = diffusion.loss(off_by_t, x0, weighting="vlb", times=p).mean()
+    torch.testing.assert_close(vlb, bound, rtol=1e-3, atol=0)
+
+
 @pytest.mark.parametrize("eta", [0.3, 1.0])
 @pytest.mark.parametrize("steps", [T, 7])
 def test_log_prob_against_the_formula(eta, steps):

@@ -64,3 +64,17 @@ def test_unscaled_and_too_short_linear_betas_are_refused():
         NoiseSchedule(torch.cat([torch.ones(1), torch.cumprod(1 - beta, 0)]))
     with pytest.raises(ValueError, match="take T > 20"):
         schedules.linear(20)
+
+
+def test_draw_times_is_even_random_and_refuses_what_is_no_probability():
+    p = torch.tensor([0.0, 0.5, 0.0, 0.3, 0.2], dtype=torch.float64)
+    torch.manual_seed(0)
+    draws = torch.stack([schedules.draw_times(p, 7) for _ in range(4000)])
+    counts = torch.stack([(draws == t).sum(1) for t in range(5)], 1).double()
+    assert (counts - 7 * p).abs().max() < 1  # in every single draw
+    error = (counts.mean(0) - 7 * p).abs()
+    assert (error <= 4 * counts.std(0) / 4000**0.5).all()
+    assert all(len(draws[:, k].unique()) == 3 for k in range(7))  # in random order
+    for wrong in (p.flip(0), 2 * p, p - torch.tensor([0.0, -1.5, 1.5, 0.0, 0.0])):
+        with pytest.raises(ValueError, match="entry 0 is .* must be 0.*must be 1"):
+            schedules.draw_times(wrong, 7)
