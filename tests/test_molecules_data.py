@@ -12,7 +12,7 @@ import torch
 from hand_made_molecules import full  # noqa: F401  a fixture
 
 from rgdm_lib import _data
-from rgdm_lib.molecules import data, qm9pack
+from rgdm_lib.molecules import qm9pack, sets
 from rgdm_lib.molecules.data import (
     CHANNELS,
     MoleculeError,
@@ -68,6 +68,28 @@ def test_subset_keeps_every_column_together():
         molecules.subset(np.array([True, False, True])).index, molecules.subset([0, 2]).index
     )
     assert molecules.part("valid").index.tolist() == [20]
+
+
+def test_an_index_counts_as_in_a_list():
+    molecules = make_set(WATER, HF, index=[10, 20])
+    assert molecules.atoms(-1)[1].tolist() == [9, 1]
+    assert molecules.atoms(-2)[1].tolist() == [8, 1, 1]
+    assert molecules.label(-1) == molecules.label(1) == "molecule 1 (index 20)"
+    chosen = molecules.subset([-1, 0, np.int8(-2)])
+    assert chosen.index.tolist() == [20, 10, 10]
+    assert [chosen.atoms(i)[1].tolist() for i in range(3)] == [[9, 1], [8, 1, 1], [8, 1, 1]]
+    assert len(molecules.subset([])) == 0
+
+
+@pytest.mark.parametrize("i", [2, -3, 10**9, 0.5])
+def test_an_index_outside_is_refused(i):
+    molecules = make_set(WATER, HF, index=[10, 20], smiles=["O", "F"])
+    for read in (molecules.atoms, molecules.label, lambda i: molecules.subset([0, i])):
+        with pytest.raises(IndexError, match="molecule"):
+            read(i)
+    for read in (molecules.subset([]).atoms, molecules.subset([]).label):
+        with pytest.raises(IndexError, match="among 0|integers"):
+            read(i)
 
 
 def test_by_size_and_of_size(heavy7):
@@ -170,7 +192,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_rest(tmp_path, monkeypatc
         file.write(b"half a file")
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(data, "_write_npz", full_disk)
+    monkeypatch.setattr(sets, "_write_npz", full_disk)
     with pytest.raises(OSError, match="no space"):
         save_set(path, make_set(HF))
     assert path.read_bytes() == before

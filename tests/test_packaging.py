@@ -123,6 +123,51 @@ def test_dependencies_point_one_way(root):
             assert not parts & applications, f"the core ({path.name}) imports an application"
 
 
+def imported_modules(path, package):
+    """Files of the package that a file imports, at its top or inside a function."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        files = (package.parent / f"{name.replace('.', '/')}.py" for name in names)
+        found |= {file for file in files if file.is_file()}
+    return found
+
+
+def circle(graph):
+    """A list of nodes whose last one points at the first, or None."""
+    done = set()
+
+    def visit(node, trail):
+        if node in trail:
+            return trail[trail.index(node) :]
+        if node in done:
+            return None
+        found = (visit(next_one, [*trail, node]) for next_one in sorted(graph[node]))
+        result = next((found_one for found_one in found if found_one), None)
+        done.add(node)
+        return result
+
+    return next(filter(None, (visit(node, []) for node in sorted(graph))), None)
+
+
+def test_a_circle_is_found():
+    assert circle({"a": {"b"}, "b": {"c"}, "c": set()}) is None
+    assert circle({"a": {"b", "c"}, "b": {"c"}, "c": {"b"}}) == ["b", "c"]
+    assert circle({"a": {"a"}}) == ["a"]
+
+
+def test_no_module_imports_itself_through_others(root):
+    package = root / "rgdm_lib"
+    graph = {path: imported_modules(path, package) for path in package.rglob("*.py")}
+    assert graph[package / "molecules" / "data.py"] > {package / "molecules" / "qm9pack.py"}
+    found = circle(graph)
+    assert found is None, " -> ".join(path.stem for path in found)
+
+
 def test_the_method_can_be_read_in_one_sitting(root):
     files = [root / "rgdm_lib" / f"{name}.py" for name in ("diffusion", "payoff", "rgdm")]
     assert sum(len(path.read_text(encoding="utf-8").splitlines()) for path in files) <= 700

@@ -25,7 +25,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from rgdm_lib.molecules.data import SYMBOLS, MoleculeError, MoleculeSet, load_set, save_set
+from rgdm_lib.molecules.sets import SYMBOLS, MoleculeError, MoleculeSet, load_set, save_set
 
 VERSION = "1.0.3"
 WHEEL_SHA256 = "1d88c2988007c6778e717ee3224cf511bd60e10732ebe3b7ed500ea5af05c9f0"
