@@ -48,9 +48,10 @@ def test_stubs_are_not_solved(name):
 
 @pytest.mark.parametrize("number", [n for numbers in NUMBERS.values() for n in numbers])
 def test_plausible_mistakes_are_wrong(number):
-    for maker in exercises.wrong_answers(number):
-        verdict = exercises.grade(number, *maker())
-        assert verdict.status == "wrong", f"{maker.__name__} is told {verdict.status}"
+    for answer in exercises.wrong_answers(number):
+        verdict = exercises.grade(number, *answer.make())
+        assert verdict.status == "wrong", f"{answer.name} is told {verdict.status}"
+        assert answer.says in verdict.because
 
 
 @pytest.mark.parametrize("name", ["00_start_here", "01_adding_noise", "02_ddpm_from_scratch"])

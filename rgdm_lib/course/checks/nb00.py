@@ -38,17 +38,17 @@ def ess_counts(effective_sample_size):
         require_close(float(value), expected, because)
 
 
-@wrong("00.1")
+@wrong("00.1", "", "")
 def _multiplies_by_tau():
     return (lambda reward, tau: torch.softmax(reward.nan_to_num(-math.inf) * tau, 0),)
 
 
-@wrong("00.1")
+@wrong("00.1", "", "")
 def _nan_counts_as_zero():
     return (lambda reward, tau: torch.softmax(reward.nan_to_num(0.0) / tau, 0),)
 
 
-@wrong("00.1")
+@wrong("00.1", "", "")
 def _overflows():
     def payoff_weights(reward, tau):
         weight = torch.where(torch.isnan(reward), 0.0, torch.exp(reward / tau))
@@ -57,21 +57,21 @@ def _overflows():
     return (payoff_weights,)
 
 
-@wrong("00.1")
+@wrong("00.1", "", "")
 def _not_normalised():
     return (lambda reward, tau: torch.exp(reward.nan_to_num(-math.inf) / tau),)
 
 
-@wrong("00.2")
+@wrong("00.2", "", "")
 def _assumes_they_sum_to_one():
     return (lambda weight: float(1 / (weight**2).sum()),)
 
 
-@wrong("00.2")
+@wrong("00.2", "", "")
 def _counts_what_is_not_zero():
     return (lambda weight: float((weight > 0).sum()),)
 
 
-@wrong("00.2")
+@wrong("00.2", "", "")
 def _no_square():
     return (lambda weight: float(weight.sum() / (weight**2).sum()),)

@@ -67,7 +67,7 @@ def best_eps_of_a_gaussian(best_eps):
     require_close(got, noise, "with the true x_0 it must give the true noise back")
 
 
-@wrong("01.1")
+@wrong("01.1", "", "")
 def _no_square_roots():
     def q_sample(x0, t, noise, alpha_bar):
         a = alpha_bar[t].unsqueeze(-1)
@@ -76,7 +76,7 @@ def _no_square_roots():
     return (q_sample,)
 
 
-@wrong("01.1")
+@wrong("01.1", "", "")
 def _one_step_only():
     def q_sample(x0, t, noise, alpha_bar):
         before = alpha_bar[(t - 1).clamp(min=0)]
@@ -86,7 +86,7 @@ def _one_step_only():
     return (q_sample,)
 
 
-@wrong("01.1")
+@wrong("01.1", "", "")
 def _indexed_from_zero():
     def q_sample(x0, t, noise, alpha_bar):
         a = alpha_bar[(t - 1).clamp(min=0)].unsqueeze(-1)
@@ -107,35 +107,35 @@ def _posterior(change):
     return (posterior,)
 
 
-@wrong("01.2")
+@wrong("01.2", "", "")
 def _beta_for_beta_tilde():
     return _posterior(lambda mean, variance, alpha, beta, current: (mean, beta))
 
 
-@wrong("01.2")
+@wrong("01.2", "", "")
 def _variance_without_denominator():
     return _posterior(
         lambda mean, variance, alpha, beta, current: (mean, variance * (1 - current))
     )
 
 
-@wrong("01.2")
+@wrong("01.2", "", "")
 def _standard_deviation():
     return _posterior(lambda mean, variance, alpha, beta, current: (mean, variance.sqrt()))
 
 
-@wrong("01.2")
+@wrong("01.2", "", "")
 def _mean_without_denominator():
     return _posterior(
         lambda mean, variance, alpha, beta, current: (mean * (1 - current), variance)
     )
 
 
-@wrong("01.3")
+@wrong("01.3", "", "")
 def _divides_by_the_data_factor():
     return (lambda x_t, x0_hat, a: (x_t - a.sqrt() * x0_hat) / a.sqrt(),)
 
 
-@wrong("01.3")
+@wrong("01.3", "", "")
 def _just_the_difference():
     return (lambda x_t, x0_hat, a: x_t - x0_hat,)

@@ -99,37 +99,37 @@ def _loss(low=1, past=0, reduce=lambda error: error.square().mean(1), factor=tor
     return (simple_loss,)
 
 
-@wrong("02.1")
+@wrong("02.1", "", "")
 def _draws_t_equal_to_0():
     return _loss(low=0)
 
 
-@wrong("02.1")
+@wrong("02.1", "", "")
 def _never_draws_t_equal_to_T():
     return _loss(past=-1)
 
 
-@wrong("02.1")
+@wrong("02.1", "", "")
 def _sums_signed_errors():
     return _loss(reduce=lambda error: error.sum(1) ** 2 / 2)
 
 
-@wrong("02.1")
+@wrong("02.1", "", "")
 def _sum_for_mean():
     return _loss(reduce=lambda error: error.square().sum(1))
 
 
-@wrong("02.1")
+@wrong("02.1", "", "")
 def _one_number_for_the_batch():
     return _loss(reduce=lambda error: error.square().mean())
 
 
-@wrong("02.1")
+@wrong("02.1", "", "")
 def _no_square_roots():
     return _loss(factor=lambda a: a)
 
 
-@wrong("02.2")
+@wrong("02.2", "", "")
 def _divides_by_alpha_bar():
     def predict_x0(x_t, t, eps, alpha_bar):
         a = alpha_bar[t].unsqueeze(-1)
@@ -138,7 +138,7 @@ def _divides_by_alpha_bar():
     return (predict_x0,)
 
 
-@wrong("02.2")
+@wrong("02.2", "", "")
 def _adds_the_noise():
     def predict_x0(x_t, t, eps, alpha_bar):
         a = alpha_bar[t].unsqueeze(-1)
@@ -157,22 +157,22 @@ def _step(std, keep=lambda a_s, std: max(1 - a_s - std**2, 0)):
     return (reverse_step,)
 
 
-@wrong("02.3")
+@wrong("02.3", "", "")
 def _beta_for_beta_tilde():
     return _step(lambda a_t, a_s: 1 - a_t / a_s)
 
 
-@wrong("02.3")
+@wrong("02.3", "", "")
 def _variance_for_standard_deviation():
     return _step(lambda a_t, a_s: ((1 - a_s) / (1 - a_t) * (1 - a_t / a_s)) ** 2)
 
 
-@wrong("02.3")
+@wrong("02.3", "", "")
 def _no_denominator():
     return _step(lambda a_t, a_s: (1 - a_s) * (1 - a_t / a_s))
 
 
-@wrong("02.3")
+@wrong("02.3", "", "")
 def _keeps_all_of_the_noise():
     return _step(
         lambda a_t, a_s: (1 - a_s) / (1 - a_t) * (1 - a_t / a_s), keep=lambda a_s, std: 1 - a_s

@@ -26,7 +26,7 @@ def weights_are_a_softmax(weigh):
     require_close(weight[0] / weight[1], math.e, because)
 
 
-@wrong("07.1")
+@wrong("07.1", "", "")
 def tau_inverted():
     """Reward times tau."""
 
@@ -38,7 +38,7 @@ def tau_inverted():
     return (weigh,)
 
 
-@wrong("07.1")
+@wrong("07.1", "", "")
 def overflowing():
     """Plain exp, which is inf / inf for large rewards."""
 
@@ -50,7 +50,7 @@ def overflowing():
     return (weigh,)
 
 
-@wrong("07.1")
+@wrong("07.1", "", "")
 def no_value_as_zero():
     """A missing reward taken for the reward 0."""
 
@@ -74,13 +74,13 @@ def log_base_is_reference_over_mixture(log_base):
     require_close(log_base(p.log() - 500, counts), expected, because)
 
 
-@wrong("07.2")
+@wrong("07.2", "", "")
 def equal_shares():
     """Counts forgotten."""
     return (lambda log_p, counts: log_p[0] - torch.logsumexp(log_p - math.log(len(log_p)), 0),)
 
 
-@wrong("07.2")
+@wrong("07.2", "", "")
 def newest_model_only():
     """The plain ratio to the newest model: right for its own samples only."""
     return (lambda log_p, counts: log_p[0] - log_p[-1],)
@@ -101,7 +101,7 @@ def k_rounds_add_their_exponents(effective_temperature):
         require_close(at_once / at_once.sum(), tilted, because)
 
 
-@wrong("07.3")
+@wrong("07.3", "", "")
 def hotter():
     """The wrong way round."""
     return (lambda tau, k: tau * k,)
