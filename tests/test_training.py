@@ -279,7 +279,7 @@ def test_muon_takes_the_matrices_inside_and_resumes_bit_by_bit(tmp_path):
     assert float(step[0]) == pytest.approx(0.2 * 8**0.5 * 0.01 / 5, rel=0.35)
     assert float(step[1]) > 0.4 * float(step[0])
     whole.run(progress=False)
-    assert whole.history[-1][1] < 0.5
+    assert whole.history[-1][1] < whole.history[0][1]
     path = tmp_path / "state.safetensors"
     trainer(path).run(until=17, progress=False)
     resumed = trainer(path)
