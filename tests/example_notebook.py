@@ -1,6 +1,6 @@
 """A small notebook that follows every convention, as text; tests build, run and break it."""
 
-from rgdm_lib.course.guards import BOOTSTRAP
+from rgdm_lib.course.bootstrap import PLACEHOLDER
 
 NAME = "98_example"
 
@@ -10,7 +10,7 @@ SOURCE = f'''\
 # A promise.
 
 # %% tags=["bootstrap"]
-{BOOTSTRAP}
+{PLACEHOLDER}
 
 # %% tags=["parameters"]
 PRESET = "quick"

@@ -6,7 +6,7 @@ import example_notebook
 import pytest
 from nbformat.v4 import new_code_cell, new_output
 
-from rgdm_lib.course import guards
+from rgdm_lib.course import bootstrap, guards
 from rgdm_lib.course.build import clean
 
 
@@ -40,8 +40,8 @@ ERROR = new_output("error", ename="ValueError", evalue="no", traceback=[])
 BREAKING = [
     (guards.counts, lambda nb: nb.cells.append(new_code_cell("1", execution_count=99))),
     (guards.counts, lambda nb: find(nb, "settings.n").update(execution_count=None)),
-    (guards.bootstrap, edit("check=True", "check=False")),
-    (guards.bootstrap, lambda nb: nb.cells.remove(find(nb, "REPOSITORY"))),
+    (guards.bootstrap, edit("-q\", COURSE", "-qq\", COURSE")),
+    (guards.bootstrap, lambda nb: nb.cells.remove(find(nb, "COURSE"))),
     (guards.bootstrap, lambda nb: nb.cells.insert(0, new_code_cell("1"))),
     (guards.parameters, edit("SEED = 0", "SEED = int('0')")),
     (guards.parameters, edit("SEED = 0", "SEED = 1")),
@@ -126,6 +126,6 @@ def test_clean_repairs_outputs(example):
     assert cell.outputs[-1].text == "ab"
 
 
-def test_the_authoring_guide_shows_the_bootstrap_cell(root):
+def test_the_authoring_guide_shows_the_placeholder(root):
     guide = (root / "notebooks" / "src" / "AUTHORING.md").read_text(encoding="utf-8")
-    assert guards.BOOTSTRAP in guide
+    assert f'# %% tags=["bootstrap"]\n{bootstrap.PLACEHOLDER}\n' in guide

@@ -39,15 +39,7 @@
 # - **break** the sampler in five popular ways, and put a number on each
 
 # %% tags=["bootstrap"]
-# On a machine without rgdm_lib (Colab) this installs it; anywhere else it does nothing.
-import importlib.util
-import subprocess
-import sys
-
-REPOSITORY = "https://github.com/rgdm-course/rgdm"
-if importlib.util.find_spec("rgdm_lib") is None:
-    command = [sys.executable, "-m", "pip", "install", "-q", f"rgdm_lib @ git+{REPOSITORY}"]
-    subprocess.run(command, check=True)
+# rgdm_lib.course.bootstrap.CELL
 
 # %% tags=["parameters"]
 PRESET = "quick"

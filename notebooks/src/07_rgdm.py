@@ -40,15 +40,7 @@
 # - **break** it with a temperature that is too low, and with a loop that moves its own target
 
 # %% tags=["bootstrap"]
-# On a machine without rgdm_lib (Colab) this installs it; anywhere else it does nothing.
-import importlib.util
-import subprocess
-import sys
-
-REPOSITORY = "https://github.com/rgdm-course/rgdm"
-if importlib.util.find_spec("rgdm_lib") is None:
-    command = [sys.executable, "-m", "pip", "install", "-q", f"rgdm_lib @ git+{REPOSITORY}"]
-    subprocess.run(command, check=True)
+# rgdm_lib.course.bootstrap.CELL
 
 # %% tags=["parameters"]
 PRESET = "quick"

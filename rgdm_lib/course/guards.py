@@ -6,19 +6,10 @@ import re
 import nbformat
 from nbformat import NotebookNode
 
+from rgdm_lib.course import bootstrap as common
 from rgdm_lib.course.source import Cell, SourceError, notebook_cells
 
 MAX_BYTES = 1_500_000
-BOOTSTRAP = """\
-# On a machine without rgdm_lib (Colab) this installs it; anywhere else it does nothing.
-import importlib.util
-import subprocess
-import sys
-
-REPOSITORY = "https://github.com/rgdm-course/rgdm"
-if importlib.util.find_spec("rgdm_lib") is None:
-    command = [sys.executable, "-m", "pip", "install", "-q", f"rgdm_lib @ git+{REPOSITORY}"]
-    subprocess.run(command, check=True)"""
 PARAMETERS = {"PRESET": "quick", "SEED": 0, "OUT_DIR": "runs"}
 
 # Folders of a machine, and addresses of objects in its memory: neither belongs in a notebook.
@@ -62,8 +53,8 @@ def bootstrap(nb: NotebookNode) -> list[str]:
     if len(tagged) != 1:
         return [f"{len(tagged)} cells are tagged bootstrap, not one"]
     problems = []
-    if tagged[0].source != BOOTSTRAP:
-        problems.append("the bootstrap cell differs from rgdm_lib.course.guards.BOOTSTRAP")
+    if tagged[0].source != common.CELL:
+        problems.append("the bootstrap cell differs from rgdm_lib.course.bootstrap.CELL")
     if _code(nb)[0] is not tagged[0]:
         problems.append("the bootstrap cell is not the first code cell")
     return problems

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import jupytext
 
+from rgdm_lib.course import bootstrap
+
 BEGIN = "### BEGIN SOLUTION"
 END = "### END SOLUTION"
 STUB = "# STUB: "
@@ -31,12 +33,13 @@ class Cell:
 
 
 def read_cells(text: str) -> list[Cell]:
-    """Parse a source into cells, solutions still in place."""
-    parsed = jupytext.reads(text, fmt="py:percent")
-    return [
-        Cell(cell.cell_type, cell.source, tuple(cell.metadata.get("tags", ())))
-        for cell in parsed.cells
-    ]
+    """Parse a source into cells, solutions still in place, the bootstrap cell filled in."""
+    cells = []
+    for cell in jupytext.reads(text, fmt="py:percent").cells:
+        tags = tuple(cell.metadata.get("tags", ()))
+        filled = "bootstrap" in tags and cell.source == bootstrap.PLACEHOLDER
+        cells.append(Cell(cell.cell_type, bootstrap.CELL if filled else cell.source, tags))
+    return cells
 
 
 def solved_cells(text: str) -> list[Cell]:
