@@ -279,12 +279,12 @@ def test_muon_takes_the_matrices_inside_and_resumes_bit_by_bit(tmp_path):
     assert float(step[0]) == pytest.approx(0.2 * 8**0.5 * 0.01 / 5, rel=0.35)
     assert float(step[1]) > 0.4 * float(step[0])
     whole.run(progress=False)
-    assert whole.history[-1][1] < whole.history[0][1]
     path = tmp_path / "state.safetensors"
     trainer(path).run(until=17, progress=False)
     resumed = trainer(path)
     assert resumed.step == 17
     resumed.run(progress=False)
+    assert not torch.equal(whole.model.last.weight, trainer().model.last.weight)  # Adam's part
     for name, value in whole.model.state_dict().items():
         assert torch.equal(value, resumed.model.state_dict()[name]), name
 
