@@ -224,8 +224,9 @@ class Watched:
 def grade(number: str, *answers: object, seconds: float = LIMIT_S) -> Verdict:
     """Run the check of an exercise on a reader's answers; whatever they do becomes a verdict.
 
-    Random numbers start at seed 0 in the check, and their state is restored after it. What the
-    answers print is cut after `OUTPUT_LIMIT` characters. After ``seconds`` the check is stopped,
+    Answers get copies of tensors and arrays, and may edit them. Random numbers start at seed 0 in
+    the check, and their state is restored after it. What the answers print is cut after
+    `OUTPUT_LIMIT` characters. After ``seconds`` the check is stopped,
     where the system can do so (not on Windows, and in the main thread only).
 
     Raises LookupError for an exercise without a check, TypeError for a wrong number of answers:
@@ -249,7 +250,7 @@ def grade(number: str, *answers: object, seconds: float = LIMIT_S) -> Verdict:
     except _TooLong:
         because = f"it did not finish in {seconds:g} seconds: does a loop never end?"
         return Verdict(number, "wrong", because)
-    except Exception as problem:
+    except (Exception, SystemExit) as problem:
         because = (
             f"the check cannot use what it got ({_name(problem)}): compare the types and shapes "
             "of your answer with the text; if they fit, the check is at fault"
@@ -263,7 +264,7 @@ def grade(number: str, *answers: object, seconds: float = LIMIT_S) -> Verdict:
 
 
 def check(number: str, *answers: object) -> None:
-    """Print the verdict on a reader's answers."""
+    """Print the verdict on a reader's answers; see `grade` for what they may do."""
     print(grade(number, *answers))
 
 
