@@ -1,7 +1,7 @@
 """The payoff distribution p* = p_ref exp(r / tau) / Z: weights, temperatures, resampling, samplers.
 
 Weights are float64 logarithms. A reward may be any function; a value that is not finite means
-"no value": that sample gets weight 0 and is counted.
+"no value": that sample gets weight 0 and is counted. Shares of samples are of those with a value.
 
 *Strata* are parts of a sample whose shares are decided before anything else (the size of a
 molecule): weights are normalised inside each stratum, so that the reward cannot move the shares.
@@ -26,13 +26,25 @@ Reward = Callable[[Any], Tensor]
 FEW = 5  # effective samples below which a weighted set is worth a warning
 
 
+def check_sizes(n: int, **vectors: Tensor | None) -> None:
+    """Raise ValueError unless each of these (None aside) has shape (n,): nothing may broadcast."""
+    for name, values in vectors.items():
+        if values is not None and values.shape != (n,):
+            raise ValueError(f"{name} of shape {tuple(values.shape)}, the samples need {(n,)}")
+
+
+def has_value(reward: Tensor, log_base: Tensor | None = None) -> Tensor:
+    """(n,) bool: the samples that can have a weight, reward and log_base being finite."""
+    return torch.isfinite(reward) if log_base is None else torch.isfinite(reward + log_base)
+
+
 def log_weights(
     reward: Tensor, tau: float, log_base: Tensor | None = None, strata: Tensor | None = None
 ) -> Tensor:
     """Normalised log weights of samples under the payoff distribution.
 
     Args:
-        reward: (n,); entries that are not finite get weight 0.
+        reward: (n,); where it, or log_base, is not finite, the weight is 0.
         tau: temperature, in the reward's unit, above 0.
         log_base: (n,) log p_ref - log q of samples of another law q, up to a constant.
         strata: (n,) integers. Each stratum keeps its share of the n samples; one without any
@@ -47,17 +59,15 @@ def log_weights(
         raise ValueError(f"tau = {tau}: a temperature is a finite number above 0")
     if reward.ndim != 1 or len(reward) == 0:
         raise ValueError(f"rewards of shape {tuple(reward.shape)}: a vector of one or more needed")
-    valued = torch.isfinite(reward)
+    check_sizes(len(reward), log_base=log_base, strata=strata)
+    valued = has_value(reward, log_base)
     if not bool(valued.any()):
         raise ValueError(
             f"none of {len(reward)} rewards is finite: no sample has a value. Draw more samples,"
             " use a better reference model, or check the reward function"
         )
-    log_weight = torch.where(valued, reward.double() / tau, -math.inf)
-    if log_base is not None:
-        log_weight = log_weight + log_base.double()
-    if strata is not None and strata.shape != reward.shape:
-        raise ValueError(f"strata have shape {tuple(strata.shape)}, rewards {tuple(reward.shape)}")
+    log_weight = reward.double() / tau + (0 if log_base is None else log_base.double())
+    log_weight = torch.where(valued, log_weight, -math.inf)
     for s in [] if strata is None else strata.unique():
         inside = strata == s
         total = torch.logsumexp(log_weight[inside], 0)
@@ -85,14 +95,14 @@ def temperature_for_ess(reward: Tensor, share: float, strata: Tensor | None = No
 
     Raises ValueError when none gives it (ties for the best reward, too few samples).
     """
-    valued = int(torch.isfinite(reward).sum())
+    valued = int(has_value(reward).sum())
 
     def reaches(tau: float) -> bool:
         log_weight = log_weights(reward, tau, strata=strata)
         return effective_sample_size(log_weight) >= share * valued
 
     log_weights(reward, 1.0, strata=strata)  # empty, or no finite value: its message
-    spread = float(reward[torch.isfinite(reward)].double().std(correction=0)) or 1.0
+    spread = float(reward[has_value(reward)].double().std(correction=0)) or 1.0
     hot, cold = 1e6 * spread, 1e-6 * spread
     if not reaches(hot) or reaches(cold):
         raise ValueError(
@@ -124,38 +134,21 @@ def next_beta(
     return min(final, _bisect(keeps, beta + 0.01 * final, final))
 
 
-# ---- resampling --------------------------------------------------------------------------
+def systematic_resample(log_weight: Tensor, n: int) -> Tensor:
+    """(n,) indices, sample i n w_i times on average and never off by 1 or more.
 
-
-def _resample(log_weight: Tensor, u: Tensor) -> Tensor:
-    """Index of the sample that point (u_j + j) / n of the cumulated weights falls on."""
+    They are where points (u + j) / n fall on the cumulated weights, one u in [0, 1) for all.
+    """
     share = torch.softmax(log_weight.double(), 0)
     if not bool(torch.isfinite(share).all()):
         raise ValueError("the weights are all zero, or one is not a number: nothing to resample")
     edges = share.cumsum(0)
-    points = (u + torch.arange(len(u), dtype=torch.float64)) / len(u)
+    points = (torch.rand(1, dtype=torch.float64) + torch.arange(n)) / n
     index = torch.searchsorted(edges / edges[-1], points.to(share.device), right=True)
     return index.clamp(max=int(torch.nonzero(share).max()))  # should rounding pass the last edge
 
 
-def systematic_resample(log_weight: Tensor, n: int) -> Tensor:
-    """(n,) indices, sample i n w_i times on average and never off by 1 or more."""
-    return _resample(log_weight, torch.rand(1, dtype=torch.float64).expand(n))
-
-
-def stratified_resample(log_weight: Tensor, n: int) -> Tensor:
-    """(n,) indices; one uniform number for each of n slices, where systematic has one for all."""
-    return _resample(log_weight, torch.rand(n, dtype=torch.float64))
-
-
 # ---- samples with rewards, and with weights ----------------------------------------------
-
-
-def take(x0: Any, index: Tensor) -> Any:
-    """The samples at these indices: of a tensor (n, ...), or of anything with ``subset``."""
-    if isinstance(x0, Tensor):
-        return x0[index.to(x0.device)]
-    return x0.subset(index.cpu().numpy())
 
 
 @dataclass(frozen=True)
@@ -163,14 +156,17 @@ class Draw:
     """Samples with their rewards, before any temperature is chosen.
 
     ``x0`` is a tensor (n, ...) or any container with ``len`` and ``subset(index)``; ``reward`` and
-    ``strata`` are (n,); ``log_prob(denoiser)`` gives (n,) log-probabilities of the samples' paths
-    under a model, without the start's, which is the same for all; None when there are no paths.
+    ``strata`` are (n,), else ValueError. ``log_prob(denoiser)`` gives the (n,) log-probabilities of
+    the samples' paths under a model, the start's left out; None when there are no paths.
     """
 
     x0: Any
     reward: Tensor
     strata: Tensor | None = None
     log_prob: Callable[[Denoiser], Tensor] | None = None
+
+    def __post_init__(self) -> None:
+        check_sizes(len(self.x0), reward=self.reward, strata=self.strata)
 
     def weigh(self, tau: float, log_base: Tensor | None = None) -> Weighted:
         """These samples under the payoff distribution of temperature tau; see ``log_weights``."""
@@ -208,8 +204,8 @@ class Weighted:
 
     @property
     def without_value(self) -> int:
-        """How many samples have no finite reward."""
-        return int((~torch.isfinite(self.reward)).sum())
+        """How many samples have no finite reward, or no finite log_base."""
+        return int((~torch.isfinite(self.log_weight)).sum())
 
     @property
     def dropped_strata(self) -> list[int]:
@@ -221,7 +217,10 @@ class Weighted:
 
     def resample(self, n: int) -> Any:
         """n samples of equal weight (systematic resampling), in the container x0 came in."""
-        return take(self.x0, systematic_resample(self.log_weight, n))
+        index = systematic_resample(self.log_weight, n)
+        if isinstance(self.x0, Tensor):
+            return self.x0[index.to(self.x0.device)]
+        return self.x0.subset(index.cpu().numpy())
 
     def expectation(self, f: Callable[[Any], Tensor] | Tensor) -> Tensor:
         """E_{p*}[f(x_0)], self-normalised (bias O(1/n)); f maps x0 to (n, ...) or is its values."""
@@ -255,8 +254,8 @@ def model_sampler(
     """
 
     def sampler(denoiser: Denoiser) -> Draw:
-        sizes = [min(batch_size, n - i) for i in range(0, n, batch_size)]
-        paths = [diffusion.trajectory(denoiser, x_T_fn(size), steps) for size in sizes]
+        starts = (x_T_fn(min(batch_size, n - i)) for i in range(0, n, batch_size))
+        paths = [diffusion.trajectory(denoiser, x_T, steps) for x_T in starts]
         x0 = torch.cat([path.x[-1] for path in paths])
 
         @torch.no_grad()
@@ -271,16 +270,3 @@ def model_sampler(
 def from_data(x0: Any, reward_fn: Reward, tau: float, strata: Tensor | None = None) -> Weighted:
     """The payoff distribution from a data set: every point once, weighted."""
     return Draw(x0, reward_fn(x0), strata).weigh(tau)
-
-
-def from_model(
-    denoiser: Denoiser,
-    diffusion: Diffusion,
-    x_T_fn: Callable[[int], Tensor],  # noqa: N803
-    reward_fn: Reward,
-    tau: float,
-    n: int,
-    steps: int | None = None,
-) -> Weighted:
-    """The payoff distribution from n fresh samples of the reference model, weighted."""
-    return model_sampler(diffusion, x_T_fn, reward_fn, n, steps)(denoiser).weigh(tau)

@@ -14,16 +14,18 @@ from (the balance heuristic, Veach & Guibas 1995), as densities of whole paths.
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 import warnings
 from collections.abc import Callable, Iterator
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from rgdm_lib import payoff
 from rgdm_lib.diffusion import Denoiser, Diffusion
-from rgdm_lib.payoff import Draw, Sampler, Weighted, effective_sample_size, next_beta
+from rgdm_lib.payoff import Draw, Sampler, Weighted
 from rgdm_lib.training import Trainer
 
 LEAST_PATH_ESS = 0.05
@@ -38,7 +40,8 @@ class Round(NamedTuple):
         ess: effective sample size, a count, of ``weighted`` at that beta.
         reward: mean reward under the payoff distribution at that beta, as ``weighted`` has it.
         path_ess: effective share of the newest samples as draws of the payoff distribution that
-            their model was trained toward: 1 if it fits perfectly. None in the first round.
+            their model was trained toward (no value: weight 0). A perfect fit reaches 1 only as T
+            grows: exact denoisers have 0.77 at T = 20, 0.98 at 200. None in the first round.
         weighted: the samples trained on.
     """
 
@@ -61,21 +64,23 @@ class _Pool:
 
     def add(self, model: Denoiser, draw: Draw) -> None:
         self.models.append(model)
-        self.log_prob.append([d.log_prob(model) for d in self.draws])
         self.draws.append(draw)
+        self.log_prob.append([])
         for m, row in zip(self.models, self.log_prob, strict=True):
-            row.append(draw.log_prob(m))
+            for d in self.draws[len(row) :]:
+                row.append(d.log_prob(m))
+                payoff.check_sizes(len(d.reward), log_prob=row[-1])
 
     def drop_last(self) -> None:
         for row in (self.models, self.draws, *self.log_prob, self.log_prob):
             row.pop()
 
     def path_ess(self, beta: float) -> float:
-        """See ``Round.path_ess``: these weights are all equal for a perfect fit."""
+        """See ``Round.path_ess``; 0 when no sample has a value."""
         reward = self.draws[-1].reward.double()
         log_weight = self.log_prob[0][-1] + beta * reward - self.log_prob[-1][-1]
-        log_weight = log_weight[torch.isfinite(log_weight)]
-        return effective_sample_size(log_weight) / max(1, len(log_weight))
+        valued = log_weight[torch.isfinite(log_weight)]
+        return payoff.effective_sample_size(valued) / len(reward) if len(valued) else 0.0
 
     def merged(self) -> tuple[Draw, Tensor]:
         """All samples as one draw, and log p_ref / mixture of each."""
@@ -84,8 +89,8 @@ class _Pool:
         share = (size / size.sum()).log().to(rows.device)
         log_mixture = torch.logsumexp(share[:, None] + rows, 0)
         reward = torch.cat([d.reward for d in self.draws])
-        x0 = torch.cat([d.x0 for d in self.draws])
         strata = [d.strata for d in self.draws if d.strata is not None]
+        x0 = torch.cat([d.x0 for d in self.draws])
         return Draw(x0, reward, torch.cat(strata) if strata else None), rows[0] - log_mixture
 
 
@@ -100,7 +105,7 @@ def fit(
     steps: int = 1000,
     batch_size: int = 256,
     batches: Callable[[Weighted], Iterator[Tensor]] | None = None,
-    weighting: Literal["simple", "vlb"] = "simple",
+    loss: Callable[[Denoiser, Tensor], Tensor] | None = None,
     progress: bool = False,
     **trainer: Any,
 ) -> Iterator[Round]:
@@ -114,15 +119,15 @@ def fit(
         tau: temperature, in the reward's unit.
         rounds: 1: weights on samples of p_ref; more: tempering, which needs paths.
         least_ess: beta goes as far each round as it keeps this share of the effective samples
-            that one round draws; in the last round it is 1 / tau whatever it keeps.
-        steps, batch_size: gradient steps a round, samples a step.
+            with a value that one round draws; in the last round it is 1 / tau whatever it keeps.
+        steps, batch_size, progress: gradient steps a round, samples a step, whether to show a bar.
         batches: ``weighted -> iterator of x0`` (B, ...), one a step, when systematic resampling of
             the whole set will not do (molecules: batches of one size).
-        weighting, progress: of the denoising loss (``Diffusion.loss``); show a bar.
+        loss: ``(denoiser, x0) -> (B,)``, default ``diffusion.loss``; another weighting of the times
+            is ``functools.partial(diffusion.loss, weighting="vlb", times=p)``.
         trainer: further options of ``training.Trainer`` (lr, ema_decay, ...).
 
-    Raises ValueError: tau, rounds or least_ess out of range; several rounds without paths, or
-    with a checkpoint.
+    Raises ValueError: an option out of range; several rounds without paths or with a checkpoint.
     """
     if not (tau > 0 and math.isfinite(tau)):
         raise ValueError(f"tau = {tau}: a temperature is a finite number above 0")
@@ -130,10 +135,6 @@ def fit(
         raise ValueError(f"rounds = {rounds} must be 1 or more, least_ess = {least_ess} in (0, 1]")
     if rounds > 1 and "checkpoint" in trainer:
         raise ValueError("a checkpoint belongs to one round: call fit with rounds = 1")
-
-    def resampled(weighted: Weighted) -> Iterator[Tensor]:
-        while True:
-            yield weighted.resample(batch_size)
 
     pool, beta, evaluations = _Pool(), 0.0, 0
     for k in range(rounds):
@@ -155,19 +156,21 @@ def fit(
                     )
                     pool.drop_last()
                     last = True
-            kept = least_ess * len(draw.reward)
+            fresh = len(draw.reward)
             draw, log_base = pool.merged()
+            kept = least_ess * float(payoff.has_value(draw.reward, log_base)[-fresh:].sum())
         if last:
             beta = 1 / tau
         else:
-            beta = next_beta(draw.reward, beta, 1 / tau, kept, log_base, draw.strata)
+            beta = payoff.next_beta(draw.reward, beta, 1 / tau, kept, log_base, draw.strata)
         weighted = draw.weigh(1 / beta, log_base)
-        batch = (batches or resampled)(weighted)
+        resampled = (weighted.resample(batch_size) for _ in itertools.count())
+        batch = batches(weighted) if batches else resampled
 
-        def loss(net: nn.Module, batch: Iterator[Tensor] = batch) -> Tensor:
-            return diffusion.loss(net, next(batch), weighting=weighting)
+        def batch_loss(net: nn.Module, batch: Iterator[Tensor] = batch) -> Tensor:
+            return (loss or diffusion.loss)(net, next(batch))
 
-        average = Trainer(denoiser, loss, steps, **trainer).run(progress=progress)
+        average = Trainer(denoiser, batch_loss, steps, **trainer).run(progress=progress)
         denoiser.load_state_dict(average.state_dict())
         denoiser.eval()
         mean = float(weighted.expectation(weighted.reward))

@@ -1,4 +1,5 @@
 import math
+import re
 import warnings
 
 import numpy as np
@@ -12,7 +13,6 @@ from rgdm_lib.payoff import (
     effective_sample_size,
     log_weights,
     next_beta,
-    stratified_resample,
     systematic_resample,
     temperature_for_ess,
 )
@@ -110,7 +110,7 @@ def test_a_stratum_without_any_value_is_dropped_and_named():
     weight = weighted.log_weight.exp()
     torch.testing.assert_close(weight[:2].sum(), torch.tensor(0.5, dtype=F64))
     torch.testing.assert_close(weight[4:].sum(), torch.tensor(0.5, dtype=F64))
-    with pytest.raises(ValueError, match="strata have shape"):
+    with pytest.raises(ValueError, match=r"strata of shape \(1,\), the samples need \(2,\)"):
         log_weights(vector(1.0, 2.0), 1.0, strata=torch.tensor([1]))
 
 
@@ -176,33 +176,30 @@ def test_next_beta_keeps_the_effective_samples_and_ends():
 # ---- resampling ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("resample", [systematic_resample, stratified_resample])
-def test_resampling_is_unbiased(resample):
+def test_resampling_is_unbiased():
     weight = torch.tensor([0.05, 0.0, 0.5, 0.31, 0.14], dtype=F64)
     torch.manual_seed(0)
     n, repeats = 7, 3000
     counts = torch.stack(
-        [torch.bincount(resample(weight.log(), n), minlength=5) for _ in range(repeats)]
+        [torch.bincount(systematic_resample(weight.log(), n), minlength=5) for _ in range(repeats)]
     ).double()
     error = counts.mean(0) - n * weight
     assert bool((error.abs() <= 4 * counts.std(0) / math.sqrt(repeats) + 1e-12).all())
     assert counts[:, 1].max() == 0
     multinomial = n * weight * (1 - weight)
     assert bool((counts.var(0) <= multinomial).all())
-    if resample is systematic_resample:
-        assert bool(((counts - n * weight).abs() < 1).all())
-        assert counts.var(0).sum() < 0.5 * multinomial.sum()
+    assert bool(((counts - n * weight).abs() < 1).all())
+    assert counts.var(0).sum() < 0.5 * multinomial.sum()
 
 
 @pytest.mark.parametrize("u", [0.0, 1 - 2**-53])
 def test_the_ends_of_the_unit_interval_find_samples_of_weight_above_zero(u, monkeypatch):
     monkeypatch.setattr(torch, "rand", lambda n, dtype: torch.full((n,), u, dtype=dtype))
     log_weight = vector(0.0, 0.3, 0.3, 0.1, 0.0).log()
-    for resample in (systematic_resample, stratified_resample):
-        assert set(resample(log_weight, 10).tolist()) == {1, 2, 3}
+    assert set(systematic_resample(log_weight, 10).tolist()) == {1, 2, 3}
 
 
-def test_both_vary_far_less_than_multinomial_resampling():
+def test_it_varies_far_less_than_multinomial_resampling():
     torch.manual_seed(0)
     x = torch.rand(50, dtype=F64)  # in no order
     log_weight = 2 * x
@@ -213,7 +210,6 @@ def test_both_vary_far_less_than_multinomial_resampling():
 
     multinomial = variance(lambda: torch.multinomial(log_weight.exp(), n, replacement=True))
     assert variance(lambda: systematic_resample(log_weight, n)) < 0.5 * multinomial
-    assert variance(lambda: stratified_resample(log_weight, n)) < 0.5 * multinomial
 
 
 def test_resampling_takes_any_container_with_subset():
@@ -265,14 +261,95 @@ def test_samples_of_the_model_tilt_as_the_world_does():
     schedule = schedules.cosine(100)
     tau = world.temperature(reward, 0.4)
     torch.manual_seed(0)
-    weighted = payoff.from_model(
-        world.denoiser(schedule),
-        Diffusion(schedule),
-        lambda n: torch.randn(n, 2),
-        reward,
-        tau,
-        10_001,
-    )
+    sampler = payoff.model_sampler(Diffusion(schedule), lambda n: torch.randn(n, 2), reward, 10_001)
+    weighted = sampler(world.denoiser(schedule)).weigh(tau)
     assert len(weighted.x0) == weighted.evaluations == 10_001
     assert abs(weighted.ess / 10_001 - 0.4) < 0.03
     assert abs(float(weighted.expectation(reward)) - world.frontier(reward, tau)[0]) < 0.05
+
+
+# ---- sizes, and samples without a value ----------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["log_base", "strata"])
+@pytest.mark.parametrize("shape", [(1,), (2,), (3, 1), ()])
+def test_nothing_broadcasts_against_the_rewards(name, shape):
+    reward, other = vector(0.0, 1.0, 2.0), torch.zeros(shape, dtype=torch.long)
+    message = re.escape(f"{name} of shape {shape}, the samples need (3,)")
+    with pytest.raises(ValueError, match=message):
+        log_weights(reward, 1.0, **{name: other})
+    with pytest.raises(ValueError, match=message):
+        next_beta(reward, 0.0, 1.0, 2, **{name: other})
+    if name == "log_base":
+        with pytest.raises(ValueError, match=message):
+            Draw(torch.zeros(3, 2), reward).weigh(1.0, other)
+    else:
+        with pytest.raises(ValueError, match=message):
+            temperature_for_ess(reward, 0.5, other)
+        with pytest.raises(ValueError, match=message):
+            payoff.data_sampler(torch.zeros(3, 2), lambda x: reward, other)
+
+
+@pytest.mark.parametrize("shape", [(1,), (4, 1), (5,), ()])
+def test_a_reward_of_another_size_than_the_samples_is_refused_by_every_sampler(shape):
+    message = re.escape(f"reward of shape {shape}, the samples need (4,)")
+    diffusion = Diffusion(schedules.cosine(5))
+    sampler = payoff.model_sampler(diffusion, lambda n: torch.randn(n, 2), wrong_reward(shape), 4)
+    for draw in (
+        lambda: Draw(torch.zeros(4, 2), torch.zeros(shape)),
+        lambda: payoff.data_sampler(torch.zeros(4, 2), wrong_reward(shape)),
+        lambda: payoff.from_data(torch.zeros(4, 2), wrong_reward(shape), 1.0),
+        lambda: sampler(lambda x, t, cond: x),
+    ):
+        with pytest.raises(ValueError, match=message):
+            draw()
+
+
+def wrong_reward(shape):
+    return lambda x: torch.zeros(shape)
+
+
+@pytest.mark.parametrize("nothing", [NAN, -INF, INF])
+def test_a_sample_whose_base_is_no_number_leaves_the_others_alone(nothing):
+    expected = vector(1 / (1 + math.e), 0, math.e / (1 + math.e))
+    for middle in (NAN, 0.5):  # without a reward, and with one
+        reward, log_base = vector(0.0, middle, 1.0), vector(0.0, nothing, 0.0)
+        torch.testing.assert_close(log_weights(reward, 1.0, log_base).exp(), expected)
+        # in strata too: the sample keeps counting for its stratum's share
+        weight = log_weights(reward, 1.0, log_base, torch.tensor([0, 0, 1])).exp()
+        torch.testing.assert_close(weight, vector(2 / 3, 0, 1 / 3))
+        weighted = Draw(torch.arange(3), reward).weigh(1.0, log_base)
+        assert weighted.without_value == 1 and weighted.resample(8).tolist().count(1) == 0
+    with pytest.raises(ValueError, match="none of 2 rewards is finite"):
+        log_weights(vector(1.0, NAN), 1.0, vector(nothing, 0.0))
+
+
+def test_next_beta_goes_as_far_with_log_base_and_strata_as_they_say():
+    """Gaussians: weights exp(beta x) p / q on x ~ q = N(1, 1), p = N(0, 1), tilt to N(beta, 1)."""
+    torch.manual_seed(0)
+    n = 40_000
+    x = 1 + torch.randn(n, dtype=F64)
+    # the share of N(beta, 1) on samples of N(1, 1) is exp(-(beta - 1)^2): 0.5 at 1 + sqrt(log 2)
+    beta = next_beta(x, 1.0, 5.0, 0.5 * n, log_base=0.5 - x)
+    assert abs(beta - 1 - math.sqrt(math.log(2))) < 0.05
+    # without it the tilt of N(1, 1) itself reaches 0.5 at sqrt(log 2)
+    assert abs(next_beta(x, 0.0, 5.0, 0.5 * n) - math.sqrt(math.log(2))) < 0.05
+    # strata take out what differs between them: the same beta although rewards are 100 apart
+    strata = torch.arange(n) % 2
+    beta = next_beta(x + 100 * strata, 0.0, 5.0, 0.5 * n, strata=strata)
+    assert abs(beta - math.sqrt(math.log(2))) < 0.05
+
+
+def test_model_sampler_takes_as_many_steps_as_it_is_told():
+    times = []
+
+    def denoiser(x, t, cond=None):
+        times.append(int(t[0]))
+        return x
+
+    diffusion = Diffusion(schedules.cosine(40))
+    sampler = payoff.model_sampler(diffusion, lambda n: torch.randn(n, 1), lambda x: x[:, 0], 3, 4)
+    draw = sampler(denoiser)
+    assert times == [40, 30, 20, 10]
+    draw.log_prob(denoiser)
+    assert times == 2 * [40, 30, 20, 10]
