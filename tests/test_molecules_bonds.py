@@ -91,7 +91,7 @@ def test_rules_differ_where_they_should():
     assert found["cage", "determine"] is None
     assert bonds.smiles(found["cage", "edm"]) == "C1C2CC1O2"
     assert bonds.smiles(found["cage", "edm_or_determine"]) == "C1C2CC1O2"
-    with pytest.raises(ValueError, match="choose from edm, determine"):
+    with pytest.raises(ValueError, match="choose from stable, edm"):
         next(bonds.perceive(benzene, "openbabel"))
 
 
