@@ -1,11 +1,13 @@
 import math
 
+import numpy as np
 import pytest
 import torch
+from scipy import stats
 
 from rgdm_lib import schedules
 from rgdm_lib.diffusion import Diffusion
-from rgdm_lib.worlds import metrics, mixtures, nets, toy
+from rgdm_lib.worlds import metrics, mixtures, nets, rewards, toy
 from rgdm_lib.worlds.mixtures import GaussianMixture
 from rgdm_lib.worlds.rewards import Ball, HalfSpace, Indicator, Linear, Quadratic
 
@@ -272,3 +274,165 @@ def test_mlp_denoiser_does_not_magnify_its_errors_at_late_times():
     assert not torch.equal(net(x, t), net(x, t - 60))  # it sees the time
     with_cond = nets.MLPDenoiser(3, schedule.alpha_bar, hidden=16, layers=2, cond_dim=4)
     assert with_cond(x, t, torch.randn(10, 4)).shape == x.shape
+
+
+# ---- both dtypes ---------------------------------------------------------------------------
+
+NARROW = mixtures.ring(std=0.05)
+SHARP = {
+    "quadratic": Quadratic([1.0, 0.5], 2.0),
+    "linear": Linear([1.0, 0.5]),
+    "half-space": Indicator(HalfSpace([1.0, 0.5], 0.8)),
+    "ball": Indicator(Ball([1.5, 0.0], 0.5)),
+}
+both_rings = pytest.mark.parametrize("world", [mixtures.ring(), NARROW], ids=["ring", "narrow"])
+by_sharp_reward = pytest.mark.parametrize("reward", SHARP.values(), ids=SHARP.keys())
+
+
+def noised_points(world, schedule, t, n=40):
+    """x_t where samples are, and some far out, float64 but exact in float32."""
+    torch.manual_seed(t)
+    x0 = torch.cat([world.sample(n), 3 * torch.randn(5, 2)])
+    x_t = Diffusion(schedule).q_sample(x0, t, torch.randn_like(x0))
+    return x_t.double(), torch.full((len(x_t),), t)
+
+
+def compare(single, double, tolerance):
+    """float32 results against float64 ones, on the scale of the largest."""
+    assert single.dtype == torch.float32 and double.dtype == F64
+    assert bool(torch.isfinite(single).all()) and bool(torch.isfinite(double).all())
+    assert float((single - double).abs().max()) <= tolerance * max(1, float(double.abs().max()))
+
+
+@both_rings
+@by_sharp_reward
+@pytest.mark.parametrize("make", [schedules.cosine, schedules.polynomial])
+@pytest.mark.parametrize("t", [1, 3, 5, 50, 100])
+def test_soft_values_and_denoisers_in_both_dtypes(world, reward, make, t):
+    """Values, gradients, denoisers: finite in float32 and equal to float64's."""
+    schedule = make(100)
+    x, times = noised_points(world, schedule, t)
+
+    def value_and_gradient(x):
+        x = x.clone().requires_grad_()
+        value = world.soft_value(x, times, schedule, reward, 0.3)
+        return value.detach(), *torch.autograd.grad(value.sum(), x)
+
+    for single, double in zip(value_and_gradient(x.float()), value_and_gradient(x), strict=True):
+        compare(single, double, 1e-3)
+    for law in (world, world.tilt(reward, 0.3)):
+        denoiser = law.denoiser(schedule)
+        compare(denoiser(x.float(), times), denoiser(x, times), 1e-3)
+
+
+@both_rings
+@by_sharp_reward
+def test_densities_and_scores_in_both_dtypes(world, reward):
+    torch.manual_seed(0)
+    x = torch.cat([world.sample(50), 3 * torch.randn(10, 2)]).double()
+    for law in (world, world.tilt(reward, 0.3)):
+        compare(law.log_prob(x.float()), law.log_prob(x), 1e-5)
+        compare(law.score(x.float()), law.score(x), 1e-5)
+        compare(autograd_score(law.log_prob, x.float()), autograd_score(law.log_prob, x), 1e-5)
+
+
+@by_sharp_reward
+def test_rewards_and_their_means_in_both_dtypes(reward):
+    torch.manual_seed(0)
+    x, variance = (3 * torch.randn(200, 2)).double(), torch.logspace(-4, 0, 200).double()
+
+    def means(x, variance):
+        tau = torch.tensor(0.3, dtype=x.dtype)
+        x = x.clone().requires_grad_()
+        value = reward.log_mean_exp(x, variance, tau)
+        return reward(x).detach(), value.detach(), *torch.autograd.grad(value.sum(), x)
+
+    for single, double in zip(means(x.float(), variance.float()), means(x, variance), strict=True):
+        compare(single, double, 1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, F64])
+def test_component_of_no_weight_leaves_soft_values_alone(dtype):
+    world, two = mixtures.GaussianMixture([[0.0], [9.0]], 0.05, [1.0, 0.0]), Linear([1.0])
+    schedule, t = schedules.cosine(50), torch.full((3,), 2)
+    x = torch.tensor([[0.0], [0.1], [9.0]], dtype=dtype, requires_grad=True)
+    value = world.soft_value(x, t, schedule, two, 0.5)
+    alone = mixtures.GaussianMixture([[0.0]], 0.05).soft_value(x, t, schedule, two, 0.5)
+    torch.testing.assert_close(value, alone)
+    assert bool(torch.isfinite(torch.autograd.grad(value.sum(), x)[0]).all())
+
+
+# ---- masses of regions ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, F64])
+def test_log_mass_of_a_ball_far_out(dtype):
+    """Gap 3, radius 0.5, variance 0.01: log mass -317.5, by the plane's integral on a fine grid."""
+    ball, mean = Ball([0.0, 0.0], 0.5), torch.tensor([[3.0, 0.0]], dtype=dtype)
+    inside, outside = ball.log_mass(mean, torch.tensor([0.01], dtype=dtype))
+    assert inside.dtype == dtype and float(outside) == 0
+    # strips at x: Gaussian in x times the chord's mass, erf(sqrt(r^2 - x^2) / sqrt(2 variance))
+    x = torch.linspace(-0.5, 0.5, 2_000_001, dtype=F64)
+    chord = torch.erf((0.25 - x**2).clamp(min=0).sqrt() / math.sqrt(0.02))
+    terms = -((x - 3) ** 2) / 0.02 + chord.log() - math.log(math.sqrt(0.02 * math.pi))
+    expected = float(torch.logsumexp(terms, 0)) + math.log(0.5e-6)
+    assert abs(expected + 317.5385) < 1e-3
+    assert abs(float(inside) - expected) < 1e-3
+
+
+def test_log_masses_of_a_ball_on_a_line_are_normal_probabilities():
+    """In one dimension both masses are differences of log_ndtr; gradients by autograd."""
+    mean = torch.tensor([[0.0], [0.2], [1.0], [3.0], [-12.0], [40.0]], dtype=F64)
+    mean.requires_grad_()
+    for radius in (0.01, 0.5, 5.0):
+        for std in (0.05, 0.3, 2.0):
+            masses = Ball([0.0], radius).log_mass(mean, torch.full((6,), std**2, dtype=F64))
+            gap = mean[:, 0].abs()  # further out is the smaller of two terms, so no digits are lost
+            low, high = (torch.special.log_ndtr((r - gap) / std) for r in (-radius, radius))
+            inside = high + torch.log1p(-(low - high).exp().clamp(max=1 - 1e-15))
+            outside = torch.logaddexp(low, torch.special.log_ndtr((gap - radius) / std))
+            for got, expected in zip(masses, (inside, outside), strict=True):
+                torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-12)
+                (slope,) = torch.autograd.grad(got.sum(), mean, retain_graph=True)
+                (by_torch,) = torch.autograd.grad(expected.sum(), mean, retain_graph=True)
+                torch.testing.assert_close(slope[1:], by_torch[1:], rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.parametrize("d", [1, 2, 3, 6])
+def test_the_tails_join_where_the_two_ways_meet(d):
+    """scipy's noncentral chi-square and the quadrature, where both have digits."""
+    gap = np.linspace(0.0, 9.0, 19)
+    for radius in (1.0, 3.0, 6.0):
+        low = rewards._log_mass(np.zeros(19), np.full(19, radius), gap, d)
+        high = rewards._log_mass(np.full(19, radius), np.full(19, np.inf), gap, d)
+        for ours, mass in (
+            (low, stats.ncx2.cdf(radius**2, d, gap**2)),
+            (high, stats.ncx2.sf(radius**2, d, gap**2)),
+        ):
+            kept = mass > 1e-12
+            np.testing.assert_allclose(ours[kept], np.log(mass[kept]), rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("d", [1, 3, 5])
+@pytest.mark.parametrize("name", ["quadratic", "linear"])
+def test_log_mean_exp_in_d_dimensions_is_a_sum_over_coordinates(name, d):
+    """These rewards are sums over coordinates and the Gaussian is isotropic: so are log means."""
+    mean = torch.linspace(-1, 1.5, 4 * d, dtype=F64).reshape(4, d)
+    variance = torch.tensor([0.1, 0.5, 1.0, 2.0], dtype=F64)
+    parameter = torch.linspace(0.3, 1, d, dtype=F64)
+    make = {"quadratic": lambda p: Quadratic(p, 1.5), "linear": Linear}[name]
+    got = make(parameter).log_mean_exp(mean, variance, torch.tensor(0.7, dtype=F64))
+    grid, total = torch.linspace(-20, 20, 40_001, dtype=F64), torch.zeros(4, dtype=F64)
+    for i in range(d):
+        one = make(parameter[i : i + 1])(grid[:, None]) / 0.7
+        square = (grid - mean[:, i : i + 1]) ** 2 / (2 * variance[:, None])
+        normal = -square - torch.log(2 * math.pi * variance[:, None]) / 2
+        total += torch.logsumexp(one + normal, 1) + math.log(1e-3)
+    torch.testing.assert_close(got, total, rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("shift", [[0.2, 0.0], [0.0, 0.2], [0.15, -0.15]])
+def test_over_floor_looks_in_every_direction(shift):
+    torch.manual_seed(0)
+    moved = toy.ring(2000) + torch.tensor(shift)
+    assert metrics.over_floor(moved, toy.ring, n=2000, pairs=10) > 3

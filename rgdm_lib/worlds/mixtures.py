@@ -81,19 +81,19 @@ class GaussianMixture:
     # ---- under diffusion -----------------------------------------------------------------
 
     def _posterior(self, x_t: Tensor, alpha_bar: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """p(x_0 | x_t) is a mixture: shares (n, K), means (n, K, d), variances (n, K), and eps.
+        """p(x_0 | x_t) is a mixture: log shares (n, K), means (n, K, d), variances (n, K), and eps.
 
-        ``alpha_bar`` is (n,) float64; below 1.
+        ``alpha_bar`` is (n,) float64; below 1. Shares are logarithms, as most of them underflow.
         """
         mean, variance, log_weight = self._parameters(x_t)
-        ab = alpha_bar.to(x_t.device)[:, None]
-        a = ab.sqrt().to(x_t.dtype)[..., None]
-        marginal = (ab * self.std.square().to(x_t.device) + (1 - ab)).to(x_t.dtype)
-        share = torch.softmax(_log_joint(x_t, a * mean, marginal, log_weight), 1)
+        ab = alpha_bar[:, None]
+        a = ab.sqrt().to(x_t)[..., None]
+        marginal = (ab * self.std.square() + (1 - ab)).to(x_t)
+        log_share = torch.log_softmax(_log_joint(x_t, a * mean, marginal, log_weight), 1)
         innovation = (x_t[:, None] - a * mean) / marginal[..., None]
-        eps = (1 - ab).sqrt().to(x_t.dtype) * (share[..., None] * innovation).sum(1)
+        eps = (1 - ab).sqrt().to(x_t) * (log_share.exp()[..., None] * innovation).sum(1)
         posterior_mean = mean + a * variance[:, None] * innovation
-        return share, posterior_mean, variance * (1 - ab).to(x_t.dtype) / marginal, eps
+        return log_share, posterior_mean, variance * (1 - ab).to(x_t) / marginal, eps
 
     def denoiser(self, schedule: NoiseSchedule) -> Denoiser:
         """The best possible denoiser: eps(x_t, t) = E[eps | x_t] = -sqrt(1 - alpha_bar_t) score.
@@ -115,10 +115,10 @@ class GaussianMixture:
         """
         if bool((t == 0).all()):
             return reward(x_t)
-        share, mean, variance, _ = self._posterior(x_t, schedule.alpha_bar[t.cpu()])
+        log_share, mean, variance, _ = self._posterior(x_t, schedule.alpha_bar[t.cpu()])
         tau = torch.as_tensor(tau, dtype=x_t.dtype)
         value = reward.log_mean_exp(mean, variance, tau)
-        return tau * torch.logsumexp(share.log() + value, 1)
+        return tau * torch.logsumexp(log_share + value, 1)
 
     # ---- the payoff distribution p exp(r / tau) / Z --------------------------------------
 
@@ -188,9 +188,7 @@ class IndicatorPayoff:
     @property
     def mass(self) -> float:
         """P*(region) = P(region) exp(height / tau) / Z."""
-        inside, _ = self.reward.region.log_mass(
-            self.reference.means, self.reference.std.square()
-        )
+        inside, _ = self.reward.region.log_mass(self.reference.means, self.reference.std.square())
         log_mass = torch.logsumexp(self.reference.weights.log() + inside, 0)
         log_z = self.reference.log_Z(self.reward, self.tau)
         return float(torch.exp(log_mass + self.reward.height / self.tau - log_z))

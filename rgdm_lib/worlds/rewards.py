@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy import stats
+from scipy import special, stats
 from torch import Tensor
 
 
@@ -30,19 +30,19 @@ class Quadratic:
 
     def __call__(self, x: Tensor) -> Tensor:
         """(n, d) -> (n,)."""
-        return -self.strength * (x - self.centre.to(x.dtype)).square().sum(-1) / 2
+        return -self.strength * (x - self.centre.to(x)).square().sum(-1) / 2
 
     def log_mean_exp(self, mean: Tensor, variance: Tensor, tau: Tensor) -> Tensor:
         """Log E[exp(r(x) / tau)], x ~ N(mean (..., d), variance (...) I); derived here."""
         kappa = self.strength / tau * variance
-        gap = (mean - self.centre.to(mean.dtype)).square().sum(-1)
+        gap = (mean - self.centre.to(mean)).square().sum(-1)
         d = mean.shape[-1]
         return -d / 2 * torch.log1p(kappa) - self.strength / tau * gap / (2 * (1 + kappa))
 
     def tilt(self, mean: Tensor, variance: Tensor, tau: float) -> tuple[Tensor, Tensor]:
         """Mean and variance of the Gaussian N(mean, variance I) exp(r / tau) / Z."""
         kappa = (self.strength / tau * variance)[..., None]
-        centre = self.centre.to(mean.dtype)
+        centre = self.centre.to(mean)
         return (mean + kappa * centre) / (1 + kappa), variance / (1 + kappa[..., 0])
 
 
@@ -57,16 +57,16 @@ class Linear:
 
     def __call__(self, x: Tensor) -> Tensor:
         """(n, d) -> (n,)."""
-        return x @ self.slope.to(x.dtype)
+        return x @ self.slope.to(x)
 
     def log_mean_exp(self, mean: Tensor, variance: Tensor, tau: Tensor) -> Tensor:
         """Log E[exp(r(x) / tau)], x ~ N(mean (..., d), variance (...) I)."""
-        slope = self.slope.to(mean.dtype)
+        slope = self.slope.to(mean)
         return mean @ slope / tau + variance * slope.square().sum() / (2 * tau**2)
 
     def tilt(self, mean: Tensor, variance: Tensor, tau: float) -> tuple[Tensor, Tensor]:
         """Mean and variance of the Gaussian N(mean, variance I) exp(r / tau) / Z."""
-        return mean + variance[..., None] * self.slope.to(mean.dtype) / tau, variance
+        return mean + variance[..., None] * self.slope.to(mean) / tau, variance
 
 
 @dataclass(frozen=True)
@@ -81,38 +81,73 @@ class HalfSpace:
 
     def contains(self, x: Tensor) -> Tensor:
         """(n, d) -> (n,) bool."""
-        return x @ self.normal.to(x.dtype) >= self.offset
+        return x @ self.normal.to(x) >= self.offset
 
     def log_mass(self, mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
         """Log probability of the region and of its complement under N(mean, variance I)."""
-        normal = self.normal.to(mean.dtype)
+        normal = self.normal.to(mean)
         z = (mean @ normal - self.offset) / (normal.norm() * variance.sqrt())
         return torch.special.log_ndtr(z), torch.special.log_ndtr(-z)
 
 
-class _LogNoncentralChi2(torch.autograd.Function):
-    """Log of the distribution function and of its complement, differentiable in ``nc``.
+def _log_radial_density(r: np.ndarray, gap: np.ndarray, d: int) -> np.ndarray:
+    """Log density of |x| at r for x ~ N(mean, I) in d dimensions, |mean| = gap.
 
-    dF(x; d, nc)/d nc = (F(x; d + 2, nc) - F(x; d, nc)) / 2 (Johnson, Kotz & Balakrishnan 1995,
-    chapter 29).
+    r (r / gap)^v exp(-(r^2 + gap^2) / 2) I_v(r gap) with v = d / 2 - 1 (Johnson, Kotz &
+    Balakrishnan 1995, chapter 29), by the scaled Bessel function: nothing overflows.
+    """
+    order, z = d / 2 - 1, np.maximum(r * gap, 1e-12)
+    bessel = np.log(special.ive(order, np.minimum(z, 1e8)))
+    bessel -= np.log(np.maximum(z / 1e8, 1)) / 2  # beyond, 1 / sqrt(2 pi z)
+    return (d - 1) * np.log(r) - order * np.log(z) + bessel - (r - gap) ** 2 / 2
+
+
+_NODES, _WEIGHTS = np.polynomial.legendre.leggauss(40)
+
+
+def _log_mass(low: np.ndarray, high: np.ndarray, gap: np.ndarray, d: int) -> np.ndarray:
+    """Log probability of low <= |x| <= high, as above, by quadrature where the density is."""
+    near = np.clip(gap, low, high)
+    reach = np.hypot(near - gap, 8 + d**0.5) - np.abs(near - gap)
+    a, b = np.maximum(low, near - reach), np.minimum(high, near + reach)
+    r = (a + b)[:, None] / 2 + (b - a)[:, None] / 2 * _NODES
+    density = _log_radial_density(r, gap[:, None], d)
+    return special.logsumexp(density, b=_WEIGHTS, axis=1) + np.log((b - a) / 2)
+
+
+class _LogBallMass(torch.autograd.Function):
+    """Log probability of |x| <= radius and of its complement, x ~ N(mean, I), |mean| = gap.
+
+    |x|^2 has the noncentral chi-square law. scipy's distribution function serves where it has
+    digits, quadrature in the tails. Differentiable in ``gap``: with g_d the density of |x| in d
+    dimensions, dP/d gap = -g_{d + 2}(radius) gap / radius (Johnson, Kotz & Balakrishnan 1995).
     """
 
     @staticmethod
-    def forward(ctx, x: Tensor, d: int, nc: Tensor) -> tuple[Tensor, Tensor]:  # noqa: D102
-        tiny = np.finfo(np.float64).tiny
-        args = x.detach().cpu().double().numpy(), d, nc.detach().cpu().double().numpy()
-        inside = np.maximum(stats.ncx2.cdf(*args), tiny)
-        outside = np.maximum(stats.ncx2.sf(*args), tiny)
-        slope = (stats.ncx2.cdf(args[0], d + 2, args[2]) - inside) / 2
-        out = (torch.from_numpy(np.asarray(v)).to(nc) for v in (inside, outside, slope))
-        inside, outside, slope = out
-        ctx.save_for_backward(inside, outside, slope)
-        return inside.log(), outside.log()
+    def forward(ctx, radius: Tensor, d: int, gap: Tensor) -> tuple[Tensor, Tensor]:  # noqa: D102
+        bound, of_mean = (v.detach().cpu().double().numpy().ravel() for v in (radius, gap))
+        law, logs = (bound**2, d, of_mean**2), []
+        zero, infinite = np.zeros_like(bound), np.full_like(bound, np.inf)
+        for mass, low, high in (
+            (stats.ncx2.cdf(*law), zero, bound),
+            (stats.ncx2.sf(*law), bound, infinite),
+        ):
+            tail = ~(mass > 1e-20)
+            log = np.log(np.where(tail, 1.0, mass))
+            log[tail] = _log_mass(low[tail], high[tail], of_mean[tail], d)
+            logs.append(log)
+        edge, factor = _log_radial_density(bound, of_mean, d + 2), of_mean / bound
+        inside, outside = (torch.from_numpy(v).to(gap).reshape(gap.shape) for v in logs)
+        slopes = (
+            torch.from_numpy(factor * np.exp(edge - v)).to(gap).reshape(gap.shape) for v in logs
+        )
+        ctx.save_for_backward(*slopes)
+        return inside, outside
 
     @staticmethod
     def backward(ctx, to_inside: Tensor, to_outside: Tensor):  # noqa: D102
-        inside, outside, slope = ctx.saved_tensors
-        return None, None, slope * (to_inside / inside - to_outside / outside)
+        of_inside, of_outside = ctx.saved_tensors
+        return None, None, to_outside * of_outside - to_inside * of_inside
 
 
 @dataclass(frozen=True)
@@ -127,16 +162,16 @@ class Ball:
 
     def contains(self, x: Tensor) -> Tensor:
         """(n, d) -> (n,) bool."""
-        return (x - self.centre.to(x.dtype)).norm(dim=-1) <= self.radius
+        return (x - self.centre.to(x)).norm(dim=-1) <= self.radius
 
     def log_mass(self, mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
         """Log probability of the region and of its complement under N(mean, variance I).
 
-        |x - centre|^2 / variance has the noncentral chi-square law with d degrees of freedom.
+        Differentiable in the mean.
         """
-        gap = (mean - self.centre.to(mean.dtype)).square().sum(-1) / variance
-        bound = (self.radius**2 / variance).expand_as(gap)
-        return _LogNoncentralChi2.apply(bound, mean.shape[-1], gap)
+        std = variance.sqrt()
+        gap = (mean - self.centre.to(mean)).norm(dim=-1) / std
+        return _LogBallMass.apply((self.radius / std).expand_as(gap), mean.shape[-1], gap)
 
 
 @dataclass(frozen=True)
