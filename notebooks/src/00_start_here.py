@@ -178,7 +178,7 @@ run.figure(
 #
 # ### Exercise 00.1: payoff weights
 # Write `payoff_weights(reward, tau)`. `reward` is (n,) and may hold NaN for "no value". Return (n,)
-# weights that sum to 1. Rewards may be large: $e^{r/\tau}$ must not overflow.
+# weights that sum to 1. Rewards may be large, of either sign: $e^{r/\tau}$ must not overflow, nor be 0 for all.
 #
 # <details><summary>Hint 1</summary>
 #

@@ -218,8 +218,8 @@ run.metric("base_over_floor_ring", metrics.over_floor(x_base, world.sample), "1"
 # %% [markdown]
 # ### Exercise 07.1: weights and what they are worth
 # Write `weigh(reward, tau)`: `reward` is (n,), some entries may be `nan`, which means "no value". Return the
-# pair (weights (n,) that sum to 1, effective sample size). Rewards may be as large as 10,000: do not
-# overflow.
+# pair (weights (n,) that sum to 1, effective sample size). Rewards may be as large as 10,000, of
+# either sign: do not overflow, nor divide by 0.
 #
 # <details><summary>Hint 1</summary>
 #
@@ -350,7 +350,8 @@ widgets.explore(show_temperature, log10_scale=slider)
 # ### Exercise 07.2: the balance heuristic
 # Write `log_base(log_p, counts)`. `log_p` is (models, n): entry $[j, i]$ is the log-probability of path $i$ under
 # model $j$; row 0 is the reference. `counts` is (models,): how many of the n samples each model drew. Return
-# (n,): the logarithm of the fraction in the formula above. Log-probabilities are in the hundreds.
+# (n,): the logarithm of the fraction in the formula above. Log-probabilities may be in the
+# thousands, of either sign.
 #
 # <details><summary>Hint 1</summary>
 #
