@@ -1,12 +1,23 @@
 """The command line refuses clearly before anything runs, and reports what failed."""
 
+import contextlib
+import importlib.metadata
+import importlib.util
 import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import example_notebook
 import nbformat
+import papermill
 import pytest
 
-from rgdm_lib.course import claims, experiments
+from rgdm_lib.course import claims, cli, experiments, provenance, runner
 from rgdm_lib.course.cli import main
 
 NAME = example_notebook.NAME
@@ -38,8 +49,12 @@ def broken_copy(folder, tmp_path, text, replacement):
         (["--preset", "slow"], "no preset 'slow'; there are quick, laptop, full"),
         (["--seed", "1.5"], "--seed must be an integer, got '1.5'"),
         (["--seed", "one"], "--seed must be an integer, got 'one'"),
+        (["--seed", "-1"], "--seed must be from 0 to 2^63 - 1, got -1"),
+        (["--seed", str(2**63)], "--seed must be from 0 to 2^63 - 1"),
+        (["--seed", "9" * 5000], "--seed must be from 0 to 2^63 - 1"),
         (["-p", "SCAEL", "1"], "no parameter 'SCAEL'; it has PRESET, SEED, OUT_DIR, SCALE"),
         (["-p", "SCALE", "big"], "is of type float, got 'big'"),
+        (["-p", "SCALE", "-big"], "expected 2 arguments"),
         (["-p", "SEED", "1"], "use --seed"),
         (["--colour", "red"], "unrecognized arguments: --colour"),
     ],
@@ -56,6 +71,15 @@ def test_run_refuses_a_folder_that_cannot_be_written(course, tmp_path, capsys):
     (tmp_path / "file").write_text("")
     assert course("run", "--out", str(tmp_path / "file" / "out")) == 2
     assert capsys.readouterr().err.startswith("refused: cannot write into")
+
+
+def test_run_refuses_a_path_that_papermill_would_format(course, example_folder, tmp_path, capsys):
+    for out in ("a{SEED}b", "a{b", "{}"):
+        assert course("run", "--out", str(tmp_path / out)) == 2
+        assert "--out must have no braces in its path" in capsys.readouterr().err
+    shutil.copytree(example_folder, tmp_path / "{x}")
+    assert course("run", "--out", str(tmp_path), folder=tmp_path / "{x}") == 2
+    assert "must have no braces" in capsys.readouterr().err
 
 
 def test_run_names_everything_that_is_wrong_at_once(course, tmp_path, capsys):
@@ -75,10 +99,14 @@ def test_run(course, tmp_path, capsys, monkeypatch):
     words = ["98", "--seed", "7", "-p", "SCALE", "2", "--out", str(tmp_path)]
     assert course("run", *words) == 0
     assert "1/1" in capsys.readouterr().out
-    folder = tmp_path / "quick" / NAME
+    folder = tmp_path / "quick" / f"{NAME}-seed-7"
     assert json.loads((folder / "results.json").read_text())["seed"] == 7
     executed = (folder / f"{NAME}.ipynb").read_text()
     assert "SCALE = 2.0" in executed
+    # another seed leaves the first one's results
+    assert course("run", "-p", "SCALE", "-1e-3", "--out", str(tmp_path)) == 0
+    assert "SCALE = -0.001" in (tmp_path / "quick" / NAME / f"{NAME}.ipynb").read_text()
+    assert json.loads((folder / "results.json").read_text())["seed"] == 7
 
 
 def test_a_claim_that_fails_fails_the_run(course, tmp_path, capsys, monkeypatch):
@@ -99,6 +127,115 @@ def test_a_notebook_without_results_fails_the_run(course, example_folder, tmp_pa
     folder = broken_copy(example_folder, tmp_path, "run.finish()", "pass")
     assert course("run", "--out", str(tmp_path / "out"), folder=folder) == 1
     assert "wrote no results.json" in capsys.readouterr().out
+
+
+def test_what_breaks_one_notebook_does_not_stop_the_others(
+    course, example_folder, tmp_path, capfd
+):
+    """A kernel that dies and a file that is not JSON: one line each, and the table."""
+    folder = broken_copy(example_folder, tmp_path, "run.finish()", "__import__('os')._exit(1)")
+    (folder / "96_text.ipynb").write_text("no JSON")
+    (folder / "97_other.ipynb").write_text("[1]")
+    shutil.copy(example_folder / f"{NAME}.ipynb", folder / "99_whole.ipynb")
+    assert course("run", "-p", "SCALE", "1", "--out", str(tmp_path / "out"), folder=folder) == 1
+    out, err = capfd.readouterr()
+    lines = out.splitlines()
+    assert "96_text: the file is not a notebook: it is not JSON" in lines
+    assert sum(line.startswith("97_other: ") for line in lines) == 1
+    assert f"{NAME}: its kernel died: out of memory, or a crash in compiled code" in lines
+    # 99 ran to its end, under a name that is not its own
+    assert "99_whole: it wrote no results.json; its last code cell must call run.finish()" in lines
+    assert lines.index(next(x for x in lines if x.startswith("notebook "))) == 5
+    assert err == ""
+
+
+def test_a_kernel_that_does_not_start_fails_the_run(course, tmp_path, capfd, monkeypatch):
+    spec = tmp_path / "kernels" / "python3"
+    spec.mkdir(parents=True)
+    command = [sys.executable, "-c", "raise SystemExit(3)", "{connection_file}"]
+    record = {"argv": command, "display_name": "dead", "language": "python"}
+    (spec / "kernel.json").write_text(json.dumps(record))
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
+    assert course("run", "--out", str(tmp_path / "out")) == 1
+    out, err = capfd.readouterr()
+    assert f"{NAME}: its kernel died" in out and f"FAILED: {NAME}" in out and err == ""
+
+
+def test_a_full_disk_fails_the_run(course, tmp_path, capsys, monkeypatch):
+    def full_disk(*arguments, **options):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(papermill, "execute_notebook", full_disk)
+    assert course("run", "--out", str(tmp_path / "out")) == 1
+    assert f"{NAME}: OSError: [Errno 28] No space left on device" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", ["run", "build"])
+@pytest.mark.parametrize("early", [True, False])
+def test_ctrl_c_is_one_line_and_leaves_no_orphan(
+    example_folder, tmp_path, command, early, monkeypatch
+):
+    note = tmp_path / "pid"
+    wait = f"import os, pathlib, time\npathlib.Path({str(note)!r}).write_text(str(os.getpid()))\n"
+    source = example_notebook.SOURCE.replace("print(settings.n)", wait + "time.sleep(60)")
+    (tmp_path / "src").mkdir()
+    (tmp_path / "src" / f"{NAME}.py").write_text(source)
+    broken_copy(example_folder, tmp_path, "print(settings.n)", wait + "time.sleep(60)")
+    folders = ["--notebooks", str(tmp_path)]
+    if command == "run":
+        folders += ["--out", str(tmp_path / "out")]
+    # where nbclient puts the connection file of a kernel that is starting
+    (tmp_path / "runtime").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "runtime"))
+    process = subprocess.Popen(
+        [sys.executable, "-c", ALLOWING_PATHS, command, *folders],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    awaited = tmp_path / "runtime" / "*.json" if early else note
+    deadline = time.monotonic() + 60
+    while not list(awaited.parent.glob(awaited.name)):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    alive = kernels(tmp_path / "runtime")
+    assert early or alive
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=30)
+    assert (process.returncode, err.splitlines()) == (130, ["interrupted"]), out + err
+    assert "FAILED" not in out
+    deadline = time.monotonic() + 10
+    while kernels(tmp_path / "runtime") and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert kernels(tmp_path / "runtime") == []
+
+
+ALLOWING_PATHS = """
+import sys
+from rgdm_lib.course import cli, guards
+guards.no_machine_paths = lambda nb: []
+sys.exit(cli.main(sys.argv[1:]))
+"""
+
+
+def kernels(runtime):
+    """Ids of the processes whose command line names a connection file in the folder."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            if str(runtime).encode() in path.read_bytes():
+                found.append(path.parent.name)
+    return found
+
+
+def test_two_runs_into_one_folder(course, tmp_path, capsys):
+    out = tmp_path / "out"
+    with runner.lock(out / "quick" / NAME):
+        assert course("run", "--out", str(out)) == 2
+        lines = capsys.readouterr().err.splitlines()
+        assert len(lines) == 1 and "another run is writing into" in lines[0] and NAME in lines[0]
+        words = ["reference", "--out", str(out), "--to", str(tmp_path)]
+        assert course(*words) == 2
+        assert course("run", "--seed", "1", "--out", str(out)) == 0
+    assert course("run", "--out", str(out)) == 0
 
 
 def test_verify(course):
@@ -124,9 +261,129 @@ def test_reference(course, tmp_path, capsys):
     assert str(tmp_path) not in json.dumps(record)
 
 
-def test_reference_refuses_a_repeated_seed(course, capsys):
-    assert course("reference", "--seeds", "1", "1") == 2
+@pytest.mark.parametrize("seeds", [["1", "1"], ["0", "00"], ["1", "+1"]])
+def test_reference_refuses_a_repeated_seed(course, capsys, seeds):
+    assert course("reference", "--seeds", *seeds) == 2
     assert "twice" in capsys.readouterr().err
+
+
+def test_stale_results_are_named_and_measured_again(
+    course, example_folder, tmp_path, capsys, monkeypatch
+):
+    claim = claims.Claim("c", "it is small", NAME, "mean", "quick", (("<=", 100),))
+    monkeypatch.setattr(claims, "CLAIMS", (claim,))
+    monkeypatch.setattr(cli, "_clone_notebooks", lambda: example_folder)
+    reference = tmp_path / "ref" / f"{NAME}.quick.json"
+    folders = ["--out", str(tmp_path / "runs"), "--to", str(reference.parent)]
+    judge = ["claims", "--reference", str(reference.parent)]
+    assert course("reference", "--seeds", "3", "5", *folders) == 0
+    capsys.readouterr()
+    assert main(judge) == 0
+    assert "stale" not in capsys.readouterr().out
+    record = json.loads(reference.read_text())
+    reference.write_text(json.dumps({**record, "code": "of another time"}))
+    assert main(judge) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("pass, stale c ") and "reference --stale" in out
+    assert course("reference", "--stale", "--seeds", "1", *folders) == 2
+    assert course("reference", "--stale", *folders) == 0
+    assert json.loads(reference.read_text()) == record
+    capsys.readouterr()
+    assert course("reference", "--stale", *folders) == 0
+    assert capsys.readouterr().out == ""
+
+
+def test_the_code_of_a_result_is_what_the_notebook_runs(example_folder, tmp_path, monkeypatch):
+    package = tmp_path / "rgdm_lib"
+    shutil.copytree(Path(provenance._PACKAGE), package, ignore=shutil.ignore_patterns("__pyc*"))
+    monkeypatch.setattr(provenance, "_PACKAGE", package)
+    notebook = example_folder / f"{NAME}.ipynb"
+    before = provenance.code_hash(notebook)
+
+    def after(name):
+        """The hash with a line added to a file of the package."""
+        text = (package / name).read_text()
+        (package / name).write_text(text + "# more\n")
+        found = provenance.code_hash(notebook)
+        (package / name).write_text(text)
+        return found
+
+    assert after("course/notebook.py") != before  # imported by the notebook
+    assert after("course/results.py") != before  # imported by what it imports
+    assert after("molecules/egnn.py") == before  # nothing of the notebook's
+    for text, replacement, same in (
+        ("mean of the draws", "mean of draws", False),
+        ("In Colab this", "In Colab it", True),
+        ("A promise.", "No promise.", True),
+    ):
+        folder = tmp_path / replacement.replace(" ", "_")
+        folder.mkdir()
+        broken_copy(example_folder, folder, text, replacement)
+        assert (provenance.code_hash(folder / notebook.name) == before) is same
+
+
+def test_claims_needs_reference_results(tmp_path, capsys):
+    assert main(["claims", "--reference", str(tmp_path / "nothing")]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and "there is no folder" in lines[0] and "nothing" in lines[0]
+    for text in ("no JSON", "[]", '{"metrics": 1}'):
+        (tmp_path / "07_rgdm.quick.json").write_text(text)
+        assert main(["claims", "--reference", str(tmp_path)]) == 2
+        lines = capsys.readouterr().err.splitlines()
+        assert len(lines) == 1 and "07_rgdm.quick.json holds no reference results" in lines[0]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["check"], ["build"], ["run"], ["verify"], ["reference"], ["claims", "--readme"], ["sums"],
+     ["experiment", "molecules-base", "--preset", "laptop"]],
+)  # fmt: skip
+def test_an_installed_package_is_not_written_into(root, tmp_path, words):
+    """From a wheel, what needs a clone is refused in a line, and no file changes."""
+    site = tmp_path / "site-packages"
+    ignore = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(root / "rgdm_lib", site / "rgdm_lib", ignore=ignore)
+    shutil.copytree(root / "data", site / "rgdm_lib" / "_data_files")
+    before = sorted(site.rglob("*"))
+    done = subprocess.run(
+        [sys.executable, "-B", "-m", "rgdm_lib.course", *words], cwd=tmp_path, text=True,
+        capture_output=True, env={**os.environ, "PYTHONPATH": str(site)},
+    )  # fmt: skip
+    lines = done.stderr.splitlines()
+    assert done.returncode == 2 and len(lines) == 1, done.stderr
+    assert lines[0].startswith("refused: this needs ") and "clone" in lines[0]
+    assert sorted(site.rglob("*")) == before
+
+
+@pytest.mark.parametrize("command", ["check", "build", "run", "verify", "reference"])
+def test_a_missing_extra_is_named(course, capsys, monkeypatch, command):
+    found = importlib.util.find_spec
+
+    def without(name):
+        return None if name in ("papermill", "jupytext") else found(name)
+
+    monkeypatch.setattr(importlib.util, "find_spec", without)
+    assert course(command) == 2
+    line = 'refused: no jupytext, papermill here: pip install "rgdm_lib[course]"\n'
+    assert capsys.readouterr().err == line
+
+
+def test_full_without_qm9_is_refused_at_once(tmp_path, capsys, monkeypatch):
+    def missing(name):
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "files", missing)
+    monkeypatch.setenv("RGDM_CACHE", str(tmp_path))
+    monkeypatch.delenv("RGDM_QM9_WHEEL", raising=False)
+    out = tmp_path / "out"
+    words = ["experiment", "molecules-base", "--preset", "full", "--out", str(out)]
+    assert main(words) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and 'pip install "rgdm_lib[qm9]"' in lines[0]
+    monkeypatch.setenv("RGDM_QM9_WHEEL", str(tmp_path / "none.whl"))
+    assert main(words) == 2
+    assert "none.whl: no such file" in capsys.readouterr().err
+    assert not out.exists()
 
 
 def test_check_names_problems(course, tmp_path, capsys):
@@ -160,8 +417,8 @@ def test_claims(tmp_path, capsys, monkeypatch):
 CALLS = []
 
 
-def fake_experiment(preset, out, epochs=1):
-    CALLS.append((preset, out, epochs))
+def fake_experiment(preset, out, epochs=1, lr=1e-3):
+    CALLS.append((preset, out, epochs, lr))
 
 
 def test_experiment(tmp_path, capsys, monkeypatch):
@@ -171,10 +428,13 @@ def test_experiment(tmp_path, capsys, monkeypatch):
     assert "no experiment 'nothing'; there are fake" in capsys.readouterr().err
     assert main(["experiment", "fake", "--preset", "slow", *out]) == 2
     assert main(["experiment", "fake", "-p", "epoch", "3", *out]) == 2
-    assert "no option 'epoch'; it has epochs" in capsys.readouterr().err
+    assert "no option 'epoch'; it has epochs, lr" in capsys.readouterr().err
+    assert main(["experiment", "fake", "-p", "lr", "abc", *out]) == 2
+    assert "option lr of fake is of type float, got 'abc'" in capsys.readouterr().err
     assert not CALLS
-    assert main(["experiment", "fake", "--preset", "laptop", "-p", "epochs", "3", *out]) == 0
-    assert CALLS == [("laptop", tmp_path, 3)]
+    words = ["--preset", "laptop", "-p", "epochs", "3", "-p", "lr", "-1e-3"]
+    assert main(["experiment", "fake", *words, *out]) == 0
+    assert CALLS == [("laptop", tmp_path, 3, -1e-3)]
 
 
 def test_registered_experiments_exist():

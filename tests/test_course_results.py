@@ -2,6 +2,7 @@
 
 import json
 import math
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import pytest
@@ -25,10 +26,37 @@ def test_start_seeds_torch(tmp_path):
     assert torch.equal(first, torch.randn(4))
 
 
-@pytest.mark.parametrize(("preset", "seed"), [("slow", 0), ("quick", 1.0), ("quick", True)])
+@pytest.mark.parametrize(
+    ("preset", "seed"),
+    [("slow", 0), ("quick", 1.0), ("quick", True), ("quick", -1), ("quick", 2**63)],
+)
 def test_start_refuses(tmp_path, preset, seed):
     with pytest.raises((ValueError, TypeError), match="PRESET|SEED"):
         notebook.start("98_example", preset, seed, str(tmp_path))
+
+
+def test_another_seed_has_another_folder(tmp_path):
+    folders = {notebook.start("98_example", "quick", s, str(tmp_path)).folder for s in (0, 1, 10)}
+    assert {f.name for f in folders} == {
+        "98_example", "98_example-seed-1", "98_example-seed-10"
+    }  # fmt: skip
+
+
+def test_a_full_disk_leaves_the_old_results(run, monkeypatch):
+    run.metric("x", 1.0, "1", 10, "a definition")
+    run.finish()
+    before = (run.folder / "results.json").read_text()
+
+    def full_disk(path, text, **options):
+        path.write_bytes(text.encode()[:10])
+        raise OSError(28, "No space left on device")
+
+    run.metric("x", 2.0, "1", 10, "a definition")
+    monkeypatch.setattr(Path, "write_text", full_disk)
+    with pytest.raises(OSError, match="No space"):
+        run.finish()
+    assert (run.folder / "results.json").read_text() == before
+    assert not list(run.folder.glob("*.part"))
 
 
 def test_settings_of_the_preset(run):
@@ -54,7 +82,7 @@ def test_results_hold_metrics_and_neither_time_nor_path(run, tmp_path, capsys):
     run.metric("x", torch.tensor(0.5), "eV", 10, "a definition", floor=0.1, ceiling=0.9)
     assert capsys.readouterr().out == "x = 0.5 eV, floor 0.1, ceiling 0.9 (n = 10)\n"
     run.finish()
-    folder = tmp_path / "quick" / "98_example"
+    folder = tmp_path / "quick" / "98_example-seed-3"
     text = (folder / "results.json").read_text()
     record = json.loads(text)
     assert sorted(record) == ["metrics", "notebook", "preset", "schema", "seed"]
@@ -70,7 +98,7 @@ def test_results_hold_metrics_and_neither_time_nor_path(run, tmp_path, capsys):
 def test_figure_is_saved_and_closed(run, tmp_path):
     fig, _ = plt.subplots()
     run.figure(fig, "empty", alt="Nothing.", see="Nothing.")
-    assert (tmp_path / "quick/98_example/figures/empty.png").read_bytes()[1:4] == b"PNG"
+    assert (tmp_path / "quick/98_example-seed-3/figures/empty.png").read_bytes()[1:4] == b"PNG"
     assert not plt.fignum_exists(fig.number)
 
 

@@ -10,7 +10,7 @@ REPOSITORY = "https://github.com/rgdm-course/rgdm"
 TAG = f"v{__version__}"
 PLACEHOLDER = "# rgdm_lib.course.bootstrap.CELL"
 
-CELL = f'''\
+CELL = f"""\
 # In Colab this installs the course; elsewhere it only looks whether this kernel has it.
 import importlib.util
 import subprocess
@@ -30,4 +30,4 @@ if importlib.util.find_spec("rgdm_lib") is None:
         raise RuntimeError(
             f"{{COURSE}} could not be installed:\\n{{done.stderr.strip()[-1500:]}}\\n"
             "Mend that, restart the session (menu Runtime) and run this cell again."
-        )'''
+        )"""

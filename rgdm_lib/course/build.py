@@ -6,18 +6,19 @@ from pathlib import Path
 
 import nbformat
 from nbclient import NotebookClient
-from nbclient.exceptions import CellExecutionError
+from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 from nbformat import NotebookNode
 
 from rgdm_lib.course import guards
+from rgdm_lib.course.results import write_whole
 from rgdm_lib.course.source import Cell, cell_ids, notebook_cells, solved_cells
 
 _METADATA = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
     "language_info": {"name": "python"},
 }
-# The kernel's own warnings (about its transport) are not the notebook's.
-KERNEL_ARGUMENTS = ["--IPKernelApp.log_level=40"]
+# What the kernel itself logs (its transport, an interruption) is not the notebook's.
+KERNEL_ARGUMENTS = ["--IPKernelApp.log_level=50"]
 _VIEWER = re.compile(r"3dmolviewer_(\d+)|viewer_(\d{6,})")
 
 
@@ -41,9 +42,7 @@ def build(name: str, source: Path, target: Path, *, solutions: bool = True) -> i
     if problems:
         raise BuildError(f"{source.name}: " + "; ".join(problems))
     target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_suffix(".part")
-    nbformat.write(nb, part)
-    part.replace(target)
+    write_whole(target, nbformat.writes(nb) + "\n")
     return target.stat().st_size
 
 
@@ -67,7 +66,10 @@ def solved_notebook(name: str, source: Path) -> NotebookNode:
 
 
 def execute(nb: NotebookNode, timeout: int = 900) -> None:
-    """Run all cells in a fresh kernel and an empty folder; BuildError at the first failure."""
+    """Run all cells in a fresh kernel and an empty folder.
+
+    Raises BuildError at the first cell that fails, or for a kernel that dies or does not start.
+    """
     with tempfile.TemporaryDirectory() as folder:
         client = NotebookClient(
             nb,
@@ -78,9 +80,27 @@ def execute(nb: NotebookNode, timeout: int = 900) -> None:
             resources={"metadata": {"path": folder}},
         )
         try:
-            client.execute()
+            # cell by cell: `client.execute` would take Ctrl-C for itself and call the kernel dead
+            client.reset_execution_trackers()
+            with client.setup_kernel():
+                for index, cell in enumerate(nb.cells):
+                    client.execute_cell(cell, index)
         except CellExecutionError as problem:
             raise BuildError(f"a cell failed: {problem.ename}: {problem.evalue}") from problem
+        except (RuntimeError, OSError) as problem:
+            raise BuildError(reason(problem)) from problem
+
+
+def reason(problem: Exception) -> str:
+    """Say in one line why a notebook could not be executed."""
+    line = (str(problem).strip().splitlines() or [""])[0]
+    if isinstance(problem, DeadKernelError) or line.startswith("Kernel died"):
+        return "its kernel died: out of memory, or a crash in compiled code"
+    if isinstance(problem, CellTimeoutError):
+        return "a cell took too long"
+    if isinstance(problem, nbformat.reader.NotJSONError):
+        return "the file is not a notebook: it is not JSON"
+    return f"{type(problem).__name__}: {line}"
 
 
 def clean(nb: NotebookNode) -> None:

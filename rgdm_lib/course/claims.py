@@ -2,8 +2,10 @@
 
 import json
 import operator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+
+from rgdm_lib.course.provenance import code_hash
 
 _OPERATORS = {"<=": operator.le, ">=": operator.ge}
 README_BEGIN = "<!-- claims:begin -->"
@@ -87,6 +89,7 @@ class Status:
     claim: Claim
     outcome: str
     values: tuple[float, ...] = ()
+    stale: bool = False  # measured by other code than the present one
 
     @property
     def measured(self) -> str:
@@ -108,14 +111,36 @@ def judge(claim: Claim, values: list[float] | None) -> Status:
     return Status(claim, outcome, tuple(values))
 
 
-def from_reference(folder: Path) -> list[Status]:
-    """Status of every claim by the reference results in ``folder``."""
+def from_reference(folder: Path, notebooks: Path | None = None) -> list[Status]:
+    """Status of every claim by the reference results in ``folder``.
+
+    With the folder of the notebooks, results that other code than the present one gave are marked
+    stale. Raises ValueError, naming the file, for reference results that cannot be read.
+    """
+    current: dict[str, str] = {}
     statuses = []
     for claim in CLAIMS:
         path = folder / f"{claim.notebook}.{claim.preset}.json"
-        metrics = json.loads(path.read_text(encoding="utf-8"))["metrics"] if path.is_file() else {}
-        statuses.append(judge(claim, metrics.get(claim.metric, {}).get("values")))
+        record = read_reference(path) if path.is_file() else {"metrics": {}}
+        status = judge(claim, record["metrics"].get(claim.metric, {}).get("values"))
+        if notebooks is not None and status.values:
+            notebook = notebooks / f"{claim.notebook}.ipynb"
+            if claim.notebook not in current:
+                current[claim.notebook] = code_hash(notebook) if notebook.is_file() else ""
+            status = replace(status, stale=record.get("code") != current[claim.notebook])
+        statuses.append(status)
     return statuses
+
+
+def read_reference(path: Path) -> dict:
+    """Read a file of reference results; ValueError, naming it, when it cannot be used."""
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(record["metrics"], dict):
+            raise ValueError("its metrics are not a table")
+    except (ValueError, KeyError, TypeError) as problem:
+        raise ValueError(f"{path} holds no reference results: {problem}") from None
+    return record
 
 
 def from_run(results: dict) -> list[Status]:

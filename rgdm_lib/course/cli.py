@@ -1,10 +1,13 @@
 """Command line of the course: check, build, run, verify, reference, claims, experiment, sums.
 
-Exit codes: 0 done, 1 something ran and failed, 2 the request was refused before anything ran.
+Exit codes: 0 done, 1 something ran and failed, 2 the request was refused before anything ran,
+130 interrupted.
 """
 
 import argparse
 import ast
+import contextlib
+import importlib.util
 import re
 import sys
 import tempfile
@@ -13,9 +16,11 @@ from pathlib import Path
 
 from rgdm_lib import _data
 from rgdm_lib.course import claims
-from rgdm_lib.course.results import PRESETS
+from rgdm_lib.course.provenance import code_hash
+from rgdm_lib.course.results import PRESETS, SEEDS, run_folder, write_whole
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
+_EXTRA = ("filelock", "ipykernel", "jupytext", "nbclient", "nbformat", "papermill")
 _OWN_OPTIONS = {"PRESET": "--preset", "SEED": "--seed", "OUT_DIR": "--out"}
 
 
@@ -24,6 +29,11 @@ class Refused(Exception):
 
 
 class _Parser(argparse.ArgumentParser):
+    def __init__(self, *arguments, **options):
+        super().__init__(*arguments, **options)
+        # argparse takes -1e-3 for an option: its own pattern knows no exponents before 3.14
+        self._negative_number_matcher = re.compile(r"-(\d|\.\d)[\d._]*([eE][+-]?\d+)?")
+
     def error(self, message: str):
         """One line instead of the usage."""
         raise Refused(f"{message}; see python -m rgdm_lib.course --help")
@@ -38,6 +48,9 @@ def main(argv: list[str] | None = None) -> int:
         for line in refusal.args:
             print(f"refused: {line}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -49,16 +62,13 @@ def _parser() -> argparse.ArgumentParser:
         command.set_defaults(command=function)
         if notebooks:
             command.add_argument("which", nargs="*", metavar="NN", help="numbers; default: all")
-            command.add_argument("--notebooks", type=Path, default=REPOSITORY / "notebooks",
-                                 metavar="DIR", help="folder of the notebooks")  # fmt: skip
+            command.add_argument("--notebooks", type=Path, metavar="DIR",
+                                 help="folder of the notebooks; default: the clone's")  # fmt: skip
         return command
 
-    def preset_and_seed(command, *, seeds: bool = False):
+    def preset_and_seed(command):
         command.add_argument("--preset", default="quick", help=", ".join(PRESETS))
-        if seeds:
-            command.add_argument("--seeds", nargs="+", default=["0"], metavar="INT")
-        else:
-            command.add_argument("--seed", default="0", metavar="INT")
+        command.add_argument("--seed", default="0", metavar="INT")
 
     def named_values(command):
         command.add_argument("-p", "--parameter", nargs=2, action="append", default=[],
@@ -79,10 +89,13 @@ def _parser() -> argparse.ArgumentParser:
     preset_and_seed(verify)
 
     reference = add("reference", _reference, "write the reference results of some seeds")
-    preset_and_seed(reference, seeds=True)
+    reference.add_argument("--preset", help=f"{', '.join(PRESETS)}; default: quick")
+    reference.add_argument("--seeds", nargs="+", metavar="INT", help="default: 0")
+    reference.add_argument("--stale", action="store_true",
+                           help="again those that other code gave, with their seeds")  # fmt: skip
     reference.add_argument("--out", type=Path, default=Path("runs/reference"), metavar="DIR")
-    reference.add_argument("--to", type=Path, default=REPOSITORY / "data" / "reference",
-                           metavar="DIR", help="folder of the reference results")  # fmt: skip
+    reference.add_argument("--to", type=Path, metavar="DIR",
+                           help="folder of the results; default: the clone's")  # fmt: skip
 
     judge = add("claims", _claims, "print every claim: pass, fail or not run", notebooks=False)
     judge.add_argument("--reference", type=Path, metavar="DIR", help="default: data/reference")
@@ -99,6 +112,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _check(arguments: argparse.Namespace) -> int:
+    _require_extra()
     from rgdm_lib.course import build, guards, source
 
     bad = 0
@@ -106,7 +120,7 @@ def _check(arguments: argparse.Namespace) -> int:
         try:
             cells = source.notebook_cells(path.read_text(encoding="utf-8"))
             problems = guards.check_source(build.to_notebook(name, cells), name)
-        except source.SourceError as problem:
+        except ValueError as problem:
             problems = [str(problem)]
         for problem in problems:
             print(f"{name}: {problem}")
@@ -117,12 +131,13 @@ def _check(arguments: argparse.Namespace) -> int:
 
 
 def _build(arguments: argparse.Namespace) -> int:
-    from rgdm_lib.course import build, source
+    _require_extra()
+    from rgdm_lib.course import build
 
     if arguments.no_solutions and arguments.to is None:
         raise Refused("--no-solutions needs --to DIR: the notebooks of the course keep theirs")
     chosen = _sources(arguments)
-    target = arguments.to or arguments.notebooks
+    target = arguments.to or _notebook_folder(arguments)
     _require_writable(target)
     failed = []
     for name, path in chosen.items():
@@ -131,24 +146,26 @@ def _build(arguments: argparse.Namespace) -> int:
                 name, path, target / f"{name}.ipynb", solutions=not arguments.no_solutions
             )
             print(f"{name}: built, {size / 1000:.0f} kB", flush=True)
-        except (build.BuildError, source.SourceError) as problem:
+        except (build.BuildError, ValueError, OSError) as problem:
             print(f"{name}: FAILED: {problem}", flush=True)
             failed.append(name)
     return _verdict(failed)
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    _require_extra()
     lines: list[str] = []
     notebooks = _collect(lines, _notebooks, arguments)
     _collect(lines, _require_preset, arguments.preset)
-    seed = _collect(lines, _integer, arguments.seed, "--seed")
+    seed = _collect(lines, _seed, arguments.seed, "--seed")
     extra = _collect(lines, _parameters, arguments.parameter, notebooks or [])
-    _collect(lines, _require_writable, arguments.out)
+    _collect(lines, _require_run_folder, arguments.out)
     if lines:
         raise Refused(*lines)
     from rgdm_lib.course import runner
 
-    outcomes = runner.run_all(notebooks, arguments.preset, seed, arguments.out, extra)
+    with _held(notebooks, arguments.preset, [seed], arguments.out):
+        outcomes = runner.run_all(notebooks, arguments.preset, seed, arguments.out, extra)
     print("\n" + runner.table(outcomes))
     failed = [o for o in outcomes if o.problem]
     for outcome in failed:
@@ -157,10 +174,11 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _verify(arguments: argparse.Namespace) -> int:
+    _require_extra()
     lines: list[str] = []
     notebooks = _collect(lines, _notebooks, arguments)
     _collect(lines, _require_preset, arguments.preset)
-    seed = _collect(lines, _integer, arguments.seed, "--seed")
+    seed = _collect(lines, _seed, arguments.seed, "--seed")
     if lines:
         raise Refused(*lines)
     from rgdm_lib.course import runner
@@ -177,42 +195,69 @@ def _verify(arguments: argparse.Namespace) -> int:
 
 
 def _reference(arguments: argparse.Namespace) -> int:
+    _require_extra()
+    to = arguments.to or _in_clone("data/reference")
     lines: list[str] = []
     notebooks = _collect(lines, _notebooks, arguments)
-    _collect(lines, _require_preset, arguments.preset)
-    seeds = [_collect(lines, _integer, text, "--seeds") for text in arguments.seeds]
-    _collect(lines, _require_writable, arguments.out)
-    _collect(lines, _require_writable, arguments.to)
-    if len(set(arguments.seeds)) < len(arguments.seeds):
+    preset = arguments.preset or "quick"
+    _collect(lines, _require_preset, preset)
+    seeds = [_collect(lines, _seed, text, "--seeds") for text in arguments.seeds or ["0"]]
+    if len(set(seeds)) < len(seeds):
         lines.append(f"--seeds names a seed twice: {' '.join(arguments.seeds)}")
+    if arguments.stale and (arguments.preset or arguments.seeds):
+        lines.append("--stale takes presets and seeds from the results themselves: leave them out")
+    _collect(lines, _require_run_folder, arguments.out)
+    _collect(lines, _require_writable, to)
     if lines:
         raise Refused(*lines)
     from rgdm_lib.course import runner
 
+    jobs = [(notebook, preset, seeds) for notebook in notebooks]
+    if arguments.stale:
+        jobs = _stale(notebooks, to)
     failed = []
-    for notebook in notebooks:
-        try:
-            path = runner.reference(
-                notebook, arguments.preset, seeds, arguments.out, arguments.to,
-                runner.code_hash(notebook),
-            )  # fmt: skip
-            print(f"{notebook.stem}: wrote {path.name}", flush=True)
-        except (runner.RunError, ValueError) as problem:
-            print(f"{notebook.stem}: FAILED: {problem}", flush=True)
-            failed.append(notebook.stem)
-    if arguments.to.resolve() == REPOSITORY / "data" / "reference":
-        _write_readme(claims.from_reference(arguments.to))
+    for notebook, preset, seeds in jobs:
+        with _held([notebook], preset, seeds, arguments.out):
+            try:
+                path = runner.reference(notebook, preset, seeds, arguments.out, to)
+                print(f"{notebook.stem}: wrote {path.name}", flush=True)
+            except (runner.RunError, ValueError, OSError) as problem:
+                print(f"{notebook.stem}: FAILED: {problem}", flush=True)
+                failed.append(notebook.stem)
+    if to.resolve() == REPOSITORY / "data" / "reference":
+        _write_readme(claims.from_reference(to))
     return _verdict(failed)
 
 
+def _stale(notebooks: list[Path], folder: Path) -> list[tuple[Path, str, list[int]]]:
+    """Notebook, preset and seeds of every result in the folder that other code gave."""
+    found = []
+    for notebook in notebooks:
+        for path in sorted(folder.glob(f"{notebook.stem}.*.json")):
+            record = _or_refused(claims.read_reference, path)
+            if record["code"] != _or_refused(code_hash, notebook):
+                found.append((notebook, record["preset"], record["seeds"]))
+    return found
+
+
 def _claims(arguments: argparse.Namespace) -> int:
-    folder = arguments.reference or _data.data_root() / "reference"
-    statuses = claims.from_reference(folder)
+    folder = arguments.reference or _or_refused(_data.data_root) / "reference"
+    if not folder.is_dir():
+        raise Refused(f"there is no folder {folder}: --reference names one of reference results")
+    if arguments.readme:
+        _in_clone("README.md")
+    statuses = _or_refused(claims.from_reference, folder, _clone_notebooks())
     for status in statuses:
         claim = status.claim
+        outcome = status.outcome + (", stale" if status.stale else "")
         print(
-            f"{status.outcome:<8} {claim.id:<18} {claim.notebook[:2]} {claim.preset:<7} "
+            f"{outcome:<11} {claim.id:<18} {claim.notebook[:2]} {claim.preset:<7} "
             f"{claim.metric} {claim.bound_text}: {status.measured}"
+        )
+    if any(status.stale for status in statuses):
+        print(
+            "stale: measured by other code or data than the present; measure again: "
+            "python -m rgdm_lib.course reference --stale"
         )
     if arguments.readme:
         _write_readme(statuses)
@@ -231,10 +276,15 @@ def _experiment(arguments: argparse.Namespace) -> int:
     known = experiments.options_of(function)
     options = {}
     for name, text in arguments.parameter:
-        if name not in known:
+        if name in known:
+            what = f"option {name} of {arguments.name}"
+            options[name] = _collect(lines, _typed, text, known[name], what)
+        else:
             there = ", ".join(known) or "none"
             lines.append(f"experiment {arguments.name} has no option {name!r}; it has {there}")
-        options[name] = _literal(text)
+    if arguments.preset != "quick":
+        _collect(lines, _in_clone, "data")
+    _collect(lines, _or_refused, experiments.require, arguments.preset)
     out = arguments.out or Path("runs") / arguments.name / arguments.preset
     _collect(lines, _require_writable, out)
     if lines:
@@ -245,9 +295,7 @@ def _experiment(arguments: argparse.Namespace) -> int:
 
 
 def _sums(arguments: argparse.Namespace) -> int:
-    root = REPOSITORY / "data"
-    if not root.is_dir():
-        raise Refused("there is no data/ beside rgdm_lib: run this in a clone")
+    root = _in_clone("data")
     print(f"data/{_data.MANIFEST}: {_data.write_manifest(root)} files")
     return 0
 
@@ -259,6 +307,54 @@ def _collect(lines: list[str], function: Callable, *arguments):
     except Refused as refusal:
         lines.extend(refusal.args)
         return None
+
+
+def _or_refused(function: Callable, *arguments):
+    """Call; a ValueError or OSError of the library becomes a refusal of one line."""
+    try:
+        return function(*arguments)
+    except (ValueError, OSError) as problem:
+        raise Refused(" ".join(str(problem).split())) from None
+
+
+def _require_extra() -> None:
+    missing = [name for name in _EXTRA if importlib.util.find_spec(name) is None]
+    if missing:
+        raise Refused(f'no {", ".join(missing)} here: pip install "rgdm_lib[course]"')
+
+
+def _in_clone(name: str) -> Path:
+    """Path of a part of the clone; refused for an installed package, which nothing changes."""
+    if not (REPOSITORY / "notebooks" / "src").is_dir():
+        raise Refused(f"this needs {name} of a clone of the repository, not an installed package")
+    return REPOSITORY / name
+
+
+def _clone_notebooks() -> Path | None:
+    try:
+        return _in_clone("notebooks")
+    except Refused:
+        return None
+
+
+def _notebook_folder(arguments: argparse.Namespace) -> Path:
+    return arguments.notebooks or _in_clone("notebooks")
+
+
+@contextlib.contextmanager
+def _held(notebooks: list[Path], preset: str, seeds: list[int], out: Path):
+    """Hold the folders of these runs; refused if another process runs in one of them."""
+    from rgdm_lib.course import runner
+
+    with contextlib.ExitStack() as held:
+        for notebook in notebooks:
+            for seed in seeds:
+                folder = run_folder(out, preset, notebook.stem, seed)
+                try:
+                    held.enter_context(runner.lock(folder))
+                except (runner.RunError, OSError) as problem:
+                    raise Refused(str(problem)) from None
+        yield
 
 
 def _choose(found: dict[str, Path], which: list[str], what: str) -> dict[str, Path]:
@@ -279,11 +375,14 @@ def _choose(found: dict[str, Path], which: list[str], what: str) -> dict[str, Pa
 def _sources(arguments: argparse.Namespace) -> dict[str, Path]:
     from rgdm_lib.course.source import sources
 
-    return _choose(sources(arguments.notebooks / "src"), arguments.which, "sources")
+    return _choose(sources(_notebook_folder(arguments) / "src"), arguments.which, "sources")
 
 
 def _notebooks(arguments: argparse.Namespace) -> list[Path]:
-    found = {path.stem: path for path in sorted(arguments.notebooks.glob("[0-9][0-9]_*.ipynb"))}
+    folder = _notebook_folder(arguments)
+    if _braces(folder):
+        raise Refused(f"the folder of the notebooks must have no braces in its path: {folder}")
+    found = {path.stem: path for path in sorted(folder.glob("[0-9][0-9]_*.ipynb"))}
     return list(_choose(found, arguments.which, "notebooks").values())
 
 
@@ -292,50 +391,64 @@ def _require_preset(preset: str) -> None:
         raise Refused(f"no preset {preset!r}; there are {', '.join(PRESETS)}")
 
 
-def _integer(text: str, option: str) -> int:
-    if not re.fullmatch(r"[+-]?\d+", text):
+def _seed(text: str, option: str) -> int:
+    if not re.fullmatch(r"[+-]?[0-9]+", text):
         raise Refused(f"{option} must be an integer, got {text!r}")
+    if len(text) > 20 or int(text) not in SEEDS:
+        raise Refused(f"{option} must be from 0 to 2^63 - 1, got {text}")
     return int(text)
 
 
-def _literal(text: str) -> object:
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+def _typed(text: str, default: object, what: str) -> object:
+    """A value for a parameter, of the kind of its default."""
+    if isinstance(default, str):
         return text
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        value = text
+    if isinstance(default, float) and type(value) is int:
+        return float(value)
+    if default is not None and type(value) is not type(default):
+        raise Refused(f"{what} is of type {type(default).__name__}, got {text!r}")
+    return value
 
 
 def _parameters(pairs: list[list[str]], notebooks: list[Path]) -> dict[str, object]:
     """Check each -p against every chosen notebook's parameters: name and kind of value."""
-    if not pairs:
-        return {}
     from rgdm_lib.course import runner
 
     values: dict[str, object] = {}
-    lines = []
+    lines: list[str] = []
     for name, text in pairs:
         if name in _OWN_OPTIONS:
             lines.append(f"parameter {name} has its own option: use {_OWN_OPTIONS[name]}")
             continue
-        value = _literal(text)
         for notebook in notebooks:
-            known = runner.parameters_of(notebook)
-            if name not in known:
+            try:
+                known = runner.parameters_of(notebook)
+            except Exception:
+                continue  # whatever is wrong with the file, its run will fail and say so
+            if name in known:
+                what = f"parameter {name} of {notebook.stem}"
+                values[name] = _collect(lines, _typed, text, known[name], what)
+            else:
                 own = ", ".join(known)
                 lines.append(f"notebook {notebook.stem} has no parameter {name!r}; it has {own}")
-                continue
-            default = known[name]
-            if isinstance(default, str):
-                value = text
-            elif isinstance(default, float) and type(value) is int:
-                value = float(value)
-            elif type(value) is not type(default):
-                kind = type(default).__name__
-                lines.append(f"parameter {name} of {notebook.stem} is of type {kind}, got {text!r}")
-        values[name] = value
     if lines:
         raise Refused(*lines)
     return values
+
+
+def _braces(path: Path) -> bool:
+    """Whether papermill, which formats paths with the parameters, would change this one."""
+    return bool(set("{}") & set(str(path.absolute())))
+
+
+def _require_run_folder(folder: Path) -> None:
+    if _braces(folder):
+        raise Refused(f"--out must have no braces in its path: {folder.absolute()}")
+    _require_writable(folder)
 
 
 def _require_writable(folder: Path) -> None:
@@ -349,9 +462,9 @@ def _require_writable(folder: Path) -> None:
 
 
 def _write_readme(statuses: list[claims.Status]) -> None:
-    readme = REPOSITORY / "README.md"
+    readme = _in_clone("README.md")
     text = readme.read_text(encoding="utf-8")
-    readme.write_text(claims.update_readme(text, statuses), encoding="utf-8")
+    write_whole(readme, claims.update_readme(text, statuses))
     print("README.md: claims written")
 
 

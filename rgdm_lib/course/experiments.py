@@ -4,6 +4,8 @@ import importlib
 import inspect
 from collections.abc import Callable
 
+from rgdm_lib.molecules import qm9pack
+
 EXPERIMENTS = {
     "molecules-base": "rgdm_lib.molecules.experiments:train_base",
     "molecules-qed": "rgdm_lib.molecules.experiments:guide_qed",
@@ -14,6 +16,12 @@ def load(name: str) -> Callable:
     """Import an experiment: ``function(preset=str, out=Path, **options)``, resumable."""
     module, _, function = EXPERIMENTS[name].partition(":")
     return getattr(importlib.import_module(module), function)
+
+
+def require(preset: str) -> None:
+    """Raise ValueError if data that a preset needs is missing; every experiment is on molecules."""
+    if preset == "full":
+        qm9pack.require_full()
 
 
 def options_of(function: Callable) -> dict[str, object]:

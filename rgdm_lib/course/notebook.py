@@ -20,7 +20,15 @@ import numpy as np
 import torch
 from IPython.display import Markdown, display
 
-from rgdm_lib.course.results import PRESETS, Metric, dumps, results_text
+from rgdm_lib.course.results import (
+    PRESETS,
+    SEEDS,
+    Metric,
+    dumps,
+    results_text,
+    run_folder,
+    write_whole,
+)
 
 # Okabe and Ito's palette: told apart with any colour vision.
 _COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
@@ -44,18 +52,22 @@ def start(name: str, preset: str, seed: int, out_dir: str) -> "Run":
 
     ``name`` is the notebook's file name without suffix. Seeds ``random``, ``numpy`` and ``torch``,
     sets matplotlib's style, makes denormal numbers zero (they slow training tenfold).
-    Raises ValueError for an unknown preset, TypeError for a seed that is not an integer.
+    The folder is ``<out_dir>/<preset>/<name>``, for a seed other than 0 with ``-seed-K`` after it.
+    Raises ValueError for an unknown preset or a seed outside 0 to 2^63 - 1, TypeError for a seed
+    that is not an integer.
     """
     if preset not in PRESETS:
         raise ValueError(f"PRESET is {preset!r}; use one of {', '.join(PRESETS)}")
     if isinstance(seed, bool) or not isinstance(seed, int):
         raise TypeError(f"SEED must be an integer, got {seed!r}")
+    if seed not in SEEDS:
+        raise ValueError(f"SEED must be from 0 to 2^63 - 1, got {seed}")
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
     torch.set_flush_denormal(True)
     plt.rcParams.update(_STYLE)
-    folder = Path(out_dir) / preset / name
+    folder = run_folder(Path(out_dir), preset, name, seed)
     folder.mkdir(parents=True, exist_ok=True)
     return Run(name, preset, seed, folder)
 
@@ -141,8 +153,8 @@ class Run:
     def finish(self) -> None:
         """Write ``results.json`` and ``run.json`` into the run's folder; print the metrics."""
         text = results_text(self.name, self.preset, self.seed, self._metrics)
-        (self.folder / "results.json").write_text(text, encoding="utf-8")
-        (self.folder / "run.json").write_text(dumps(self._circumstances()), encoding="utf-8")
+        write_whole(self.folder / "results.json", text)
+        write_whole(self.folder / "run.json", dumps(self._circumstances()))
         width = max((len(name) for name in self._metrics), default=0)
         for name in sorted(self._metrics):
             metric = self._metrics[name]

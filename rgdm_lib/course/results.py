@@ -7,6 +7,7 @@ from pathlib import Path
 
 SCHEMA = "rgdm-results/1"
 PRESETS = ("quick", "laptop", "full")
+SEEDS = range(2**63)  # what numpy, torch and JSON's readers all take
 
 
 @dataclass(frozen=True)
@@ -36,8 +37,23 @@ def dumps(record: dict) -> str:
     return json.dumps(record, sort_keys=True, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
 
 
+def run_folder(out: Path, preset: str, notebook: str, seed: int) -> Path:
+    """Folder of one run: ``out/preset/NN_name``, with ``-seed-K`` after it unless K is 0."""
+    return out / preset / (notebook if seed == 0 else f"{notebook}-seed-{seed}")
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a text file whole or not at all: a full disk leaves the old one as it was."""
+    part = path.with_name(path.name + ".part")
+    try:
+        part.write_text(text, encoding="utf-8")
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
 def read_results(path: Path) -> dict:
-    """Read a ``results.json``; ValueError when it has another schema."""
+    """Read a ``results.json``; ValueError when it is not JSON or has another schema."""
     record = json.loads(path.read_text(encoding="utf-8"))
     if record.get("schema") != SCHEMA:
         raise ValueError(f"{path} has schema {record.get('schema')!r}, not {SCHEMA!r}")

@@ -1,7 +1,6 @@
 """Run notebooks with papermill; compare two runs; write reference results."""
 
 import contextlib
-import hashlib
 import logging
 import os
 import tempfile
@@ -9,13 +8,22 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import filelock
 import nbformat
 import papermill
 from papermill.exceptions import PapermillExecutionError
 
 from rgdm_lib.course import claims, guards
-from rgdm_lib.course.build import KERNEL_ARGUMENTS
-from rgdm_lib.course.results import aggregate, difference, dumps, read_results
+from rgdm_lib.course.build import KERNEL_ARGUMENTS, reason
+from rgdm_lib.course.provenance import code_hash
+from rgdm_lib.course.results import (
+    aggregate,
+    difference,
+    dumps,
+    read_results,
+    run_folder,
+    write_whole,
+)
 
 REFERENCE_SCHEMA = "rgdm-reference/1"
 
@@ -42,7 +50,7 @@ class Outcome:
 
 
 def parameters_of(notebook: Path) -> dict[str, object]:
-    """Parameters a notebook declares, with their defaults."""
+    """Parameters a notebook declares, with their defaults; ValueError if there are none."""
     nb = nbformat.read(notebook, as_version=4)
     cells = [c for c in nb.cells if "parameters" in c.metadata.get("tags", [])]
     if not cells:
@@ -53,18 +61,19 @@ def parameters_of(notebook: Path) -> dict[str, object]:
 def run_one(
     notebook: Path, preset: str, seed: int, out: Path, extra: dict[str, object] | None = None
 ) -> Path:
-    """Execute a notebook in a fresh kernel; return its folder ``out/preset/NN_name``.
+    """Execute a notebook in a fresh kernel; return its folder, `run_folder`.
 
     The folder gets the executed notebook and whatever the notebook writes. The kernel works in
-    that folder. Raises RunError when a cell fails or no results.json was written.
+    that folder. Raises RunError, whatever goes wrong: a cell that fails, a kernel that dies or
+    does not start, a file that is not a notebook, a full disk, no results.json.
     """
-    folder = (out / preset / notebook.stem).resolve()
-    folder.mkdir(parents=True, exist_ok=True)
-    for stale in ("results.json", "run.json"):
-        (folder / stale).unlink(missing_ok=True)
+    folder = run_folder(out, preset, notebook.stem, seed).resolve()
     parameters = {**(extra or {}), "PRESET": preset, "SEED": seed, "OUT_DIR": str(out.resolve())}
     logging.getLogger("papermill").setLevel(logging.ERROR)
     try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for old in ("results.json", "run.json"):
+            (folder / old).unlink(missing_ok=True)
         papermill.execute_notebook(
             str(notebook),
             str(folder / notebook.name),
@@ -78,9 +87,32 @@ def run_one(
         raise RunError(
             f"cell [{problem.exec_count}] raised {problem.ename}: {_line(problem.evalue)}"
         ) from None
+    except Exception as problem:  # one notebook's fault must not stop the others
+        raise RunError(reason(problem)) from problem
     if not (folder / "results.json").is_file():
         raise RunError("it wrote no results.json; its last code cell must call run.finish()")
+    try:
+        read_results(folder / "results.json")
+    except ValueError as problem:
+        raise RunError(f"its results.json cannot be read: {_line(problem)}") from None
     return folder
+
+
+@contextlib.contextmanager
+def lock(folder: Path):
+    """Hold a run's folder; RunError if another process holds it. Freed when the process ends."""
+    folder.mkdir(parents=True, exist_ok=True)
+    held = filelock.FileLock(folder / ".lock")
+    try:
+        held.acquire(blocking=False)
+    except filelock.Timeout:
+        raise RunError(
+            f"another run is writing into {folder}: wait for it, or choose another --out"
+        ) from None
+    try:
+        yield
+    finally:
+        held.release()
 
 
 def run_all(
@@ -129,16 +161,16 @@ def verify(notebook: Path, preset: str, seed: int) -> None:
         raise RunError("two runs differ: " + "; ".join(differences))
 
 
-def reference(
-    notebook: Path, preset: str, seeds: list[int], out: Path, folder: Path, code: str
-) -> Path:
+def reference(notebook: Path, preset: str, seeds: list[int], out: Path, folder: Path) -> Path:
     """Run a notebook once a seed and write ``folder/NN_name.<preset>.json``; return its path.
 
-    Runs stay under ``out/seed-K``. The only writer of reference results.
+    Runs stay under ``out``. The only writer of reference results. Raises RunError when a run
+    fails, ValueError when its seeds measure different things.
     """
+    code = code_hash(notebook)  # of what runs now: it may be edited before the last seed is done
     records = []
     for seed in seeds:
-        results = run_one(notebook, preset, seed, out / f"seed-{seed}") / "results.json"
+        results = run_one(notebook, preset, seed, out) / "results.json"
         records.append(read_results(results))
         print(f"{notebook.stem} {preset} seed {seed}: done", flush=True)
     command = f"python -m rgdm_lib.course reference {notebook.stem[:2]} --preset {preset} --seeds "
@@ -153,21 +185,8 @@ def reference(
     }
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{notebook.stem}.{preset}.json"
-    path.write_text(dumps(record), encoding="utf-8")
+    write_whole(path, dumps(record))
     return path
-
-
-def code_hash(notebook: Path) -> str:
-    """Return a sha256 over the package's Python files and the notebook's code cells."""
-    package = Path(__file__).resolve().parent.parent
-    digest = hashlib.sha256()
-    for path in sorted(package.rglob("*.py")):
-        digest.update(path.relative_to(package).as_posix().encode() + b"\0")
-        digest.update(path.read_bytes().replace(b"\r\n", b"\n") + b"\0")
-    for cell in nbformat.read(notebook, as_version=4).cells:
-        if cell.cell_type == "code":
-            digest.update(cell.source.encode() + b"\0")
-    return digest.hexdigest()
 
 
 @contextlib.contextmanager
@@ -185,5 +204,5 @@ def _environment(**values: str):
                 os.environ[name] = value
 
 
-def _line(text: str) -> str:
+def _line(text: object) -> str:
     return (str(text).strip().splitlines() or [""])[0]

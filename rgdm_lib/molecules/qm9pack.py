@@ -84,13 +84,7 @@ def open_csvs(wheel: str | os.PathLike | None = None) -> Iterator[list[BinaryIO]
         with zipfile.ZipFile(wheel) as archive:
             yield [archive.open(FOLDER + name) for name in CSV_SHA256]
         return
-    try:
-        files = importlib.metadata.files("qm9pack") or []
-    except importlib.metadata.PackageNotFoundError:
-        raise MoleculeError(
-            f'all of QM9 needs the package qm9pack {VERSION}: pip install "rgdm-lib[qm9]", or '
-            "download its wheel (104 MB) and set RGDM_QM9_WHEEL to its path"
-        ) from None
+    files = _installed_files()
     located = {file.as_posix(): file.locate() for file in files}
     paths = []
     for name, sha256 in CSV_SHA256.items():
@@ -105,6 +99,16 @@ def open_csvs(wheel: str | os.PathLike | None = None) -> Iterator[list[BinaryIO]
     finally:
         for handle in handles:
             handle.close()
+
+
+def _installed_files() -> list[importlib.metadata.PackagePath]:
+    try:
+        return importlib.metadata.files("qm9pack") or []
+    except importlib.metadata.PackageNotFoundError:
+        raise MoleculeError(
+            f'all of QM9 needs the package qm9pack {VERSION}: pip install "rgdm_lib[qm9]", or '
+            "download its wheel (104 MB) and set RGDM_QM9_WHEEL to its path"
+        ) from None
 
 
 def _verify(path: str | os.PathLike, expected: str) -> None:
@@ -215,9 +219,22 @@ def cache_folder() -> Path:
     return Path(base) / "rgdm_lib"
 
 
+def _cached() -> Path:
+    return cache_folder() / f"qm9_full_{WHEEL_SHA256[:8]}.npz"
+
+
+def require_full() -> None:
+    """Raise MoleculeError, saying what to install, if `load_full` would find nothing to read."""
+    wheel = os.environ.get("RGDM_QM9_WHEEL")
+    if wheel and not Path(wheel).is_file():
+        raise MoleculeError(f"RGDM_QM9_WHEEL is {wheel}: no such file")
+    if not wheel and not _cached().exists():
+        _installed_files()
+
+
 def load_full() -> MoleculeSet:
     """All of QM9 with EDM's split, from the cache, made there on first use (under a minute)."""
-    path = cache_folder() / f"qm9_full_{WHEEL_SHA256[:8]}.npz"
+    path = _cached()
     if not path.exists():
         save_set(path, with_edm_split(read(os.environ.get("RGDM_QM9_WHEEL"))))
     try:
