@@ -72,6 +72,26 @@ def test_split_first_layer_is_the_joint_one(network, batch):
     torch.testing.assert_close(split, joint @ weight.T + block.from_i.bias, rtol=0, atol=1e-12)
 
 
+def test_a_pair_remembers(network, batch):
+    """What a layer says to a pair reaches the next layer by the pair state alone."""
+    x, t = batch
+    block = network.blocks[1]
+    with torch.no_grad():
+        before = network(x, t)
+        block.from_pair.weight.zero_()
+        assert relative_error(network(x, t), before) > 1e-3
+
+
+def test_a_copy_with_conditions_heeds_them_only_when_trained(network, batch):
+    x, t = batch
+    copy = network.conditional(2)
+    cond = torch.randn(len(x), 2, dtype=torch.float64)
+    torch.testing.assert_close(copy(x, t, cond), network(x, t), rtol=0, atol=1e-12)
+    copy.embed.weight.data[:, -1].normal_()
+    assert relative_error(copy(x, t, cond), network(x, t)) > 1e-3
+    assert EGNN(SCHEDULE.alpha_bar, **copy.settings).state_dict().keys() == copy.state_dict().keys()
+
+
 def test_eps_follows_from_v(network, batch):
     """An error in the network's output reaches x0_hat with factor sqrt(1 - alpha_bar), not 1/."""
     x, t = batch

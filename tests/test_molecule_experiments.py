@@ -11,7 +11,15 @@ import torch
 
 from rgdm_lib.molecules import experiments
 from rgdm_lib.molecules.data import load_qm9, load_set
-from rgdm_lib.molecules.model import draw_sizes, sample_molecules, sized_batches, weigh
+from rgdm_lib.molecules.model import (
+    draw_sizes,
+    load_model,
+    molecule_diffusion,
+    sample_molecules,
+    sized_batches,
+    training_times,
+    weigh,
+)
 from rgdm_lib.training import load_tensors
 
 BASE = ["-m", "rgdm_lib.course", "experiment", "molecules-base", "--preset", "quick", "--out"]
@@ -25,8 +33,8 @@ def test_killed_and_resumed_gives_the_same_molecules(tmp_path):
         [sys.executable, *BASE, str(broken)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     checkpoint = broken / "checkpoint.safetensors"
-    while not checkpoint.exists():
-        assert process.poll() is None, "it ended before a checkpoint appeared"
+    while not checkpoint.exists() or load_tensors(checkpoint)[1]["step"] == 0:
+        assert process.poll() is None, "it ended before it could be killed"
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
@@ -87,8 +95,35 @@ def test_samples_come_in_the_order_of_their_sizes():
 
 
 def test_guidance_from_the_shipped_base(tmp_path):
-    paths = experiments.guide_qed("quick", tmp_path, shares=(40,), seeds=(0,))
-    assert len(load_set(paths[0])) == experiments.GUIDED_SAMPLES["quick"][40]
-    before = paths[0].stat().st_mtime_ns
-    experiments.guide_qed("quick", tmp_path, shares=(40,), seeds=(0,))
-    assert paths[0].stat().st_mtime_ns == before  # what is there is not made again
+    options = {"references": ("data",), "seeds": (0,)}
+    paths = experiments.guide_qed("quick", tmp_path, **options)
+    assert [load_set(path).property("qed").shape for path in paths] == 4 * [(40,)]
+    network, metadata = load_model(tmp_path / "qed_heavy7_data.safetensors")
+    assert metadata["told"]["100"] == 0 and metadata["told"]["10"] == 1
+    assert network.embed.weight[:, -1].abs().max() > 0  # the dial is heeded
+    before = [path.stat().st_mtime_ns for path in paths]
+    experiments.guide_qed("quick", tmp_path, **options)
+    assert [path.stat().st_mtime_ns for path in paths] == before  # what is there stays
+
+
+def test_targets_tilt_and_the_control_does_not():
+    draw = experiments.payoff_draw("data")
+    qed, valued = draw.reward, draw.reward.isfinite()
+    weighted = experiments.targets(draw)
+    for share, w in weighted.items():
+        assert w.ess == pytest.approx(share / 100 * int(valued.sum()), rel=0.02)
+        assert float(w.log_weight.exp()[~valued].sum()) == 0
+    means = [float(w.expectation(qed)) for w in weighted.values()]
+    assert means[0] == pytest.approx(float(qed[valued].mean()), abs=1e-3) and means == sorted(means)
+    with pytest.raises(ValueError, match="no reference 'base': choose from data, model"):
+        experiments.payoff_draw("base")
+
+
+def test_training_times_are_half_even_half_where_molecules_are_decided():
+    p = training_times()
+    sigma = (1 - molecule_diffusion().schedule.alpha_bar).sqrt()
+    assert p[0] == 0 and float(p.sum()) == pytest.approx(1)
+    assert float(p[1:].min()) > 0.49 / 1000
+    bump = p[1:] - 0.5 / 1000
+    middle = sigma[1:][int((bump.cumsum(0) < 0.25).sum())]
+    assert float(middle) == pytest.approx(0.27, abs=0.01)

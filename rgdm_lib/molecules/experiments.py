@@ -7,29 +7,31 @@ ships into ``data/molecules``.
 
 from __future__ import annotations
 
-import copy
+import math
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 
-from rgdm_lib import rgdm
-from rgdm_lib._data import data_root, write_manifest
+from rgdm_lib._data import data_path, data_root, write_manifest
+from rgdm_lib.diffusion import Denoiser
 from rgdm_lib.molecules import rewards
 from rgdm_lib.molecules.data import POSITION_UNIT, MoleculeSet, load_qm9, load_set, save_set
 from rgdm_lib.molecules.egnn import EGNN
 from rgdm_lib.molecules.model import (
-    T,
+    SAMPLING_STEPS,
     draw_sizes,
     load_model,
     molecule_diffusion,
     sample_molecules,
     sized_batches,
+    training_times,
     weighted_batches,
 )
-from rgdm_lib.payoff import data_sampler, temperature_for_ess
-from rgdm_lib.training import Trainer, save_weights
+from rgdm_lib.payoff import Draw, Weighted, temperature_for_ess
+from rgdm_lib.training import Trainer, muon, save_weights
 
 NETWORKS = {
     "quick": {"hidden": 32, "edge": 16, "layers": 2},
@@ -39,22 +41,24 @@ NETWORKS = {
 DATA = {"quick": "heavy7", "laptop": "heavy7", "full": "full"}
 TRAINING = {
     "quick": {"steps": 60, "batch": 16, "log_every": 5, "save_every": 0.0},
-    "laptop": {"steps": 37_000, "batch": 64, "log_every": 100, "save_every": 120.0},
+    "laptop": {"steps": 90_000, "batch": 64, "log_every": 100, "save_every": 120.0},
     "full": {"steps": 400_000, "batch": 256, "log_every": 100, "save_every": 120.0},
 }
 SAMPLES = {"quick": 40, "laptop": 10_000, "full": 10_000}
-SAMPLING_STEPS = {"quick": 10, "laptop": 100, "full": 250}
+STEPS = {"quick": 10, "laptop": SAMPLING_STEPS, "full": SAMPLING_STEPS}
 GUIDANCE = {
     "quick": {"steps": 20, "batch": 16},
-    "laptop": {"steps": 800, "batch": 64},
-    "full": {"steps": 10_000, "batch": 256},
+    "laptop": {"steps": 16_000, "batch": 64},
+    "full": {"steps": 100_000, "batch": 256},
 }
-SHARES = (80, 40, 10)  # effective sample size in % of the samples with a value
+# effective sample size in % of the samples with a value; 100 is the control: equal weights
+SHARES = (100, 80, 40, 10)
+REFERENCES = ("data", "model")
 # a mild tilt moves the mean little, so it takes more samples to measure
 GUIDED_SAMPLES = {
-    "quick": {80: 40, 40: 40, 10: 40},
-    "laptop": {80: 3000, 40: 1500, 10: 1500},
-    "full": {80: 10_000, 40: 10_000, 10: 10_000},
+    "quick": dict.fromkeys(SHARES, 40),
+    "laptop": {100: 4000, 80: 4000, 40: 2000, 10: 2000},
+    "full": dict.fromkeys(SHARES, 10_000),
 }
 
 
@@ -62,36 +66,46 @@ def _home(preset: str, out: Path) -> Path:
     return out if preset == "quick" else data_root() / "molecules"
 
 
+def _base(dataset: str, ending: str = ".safetensors") -> Path:
+    """What ships of the base model."""
+    return data_path(f"molecules/base_{dataset}{ending}")
+
+
 def _command(name: str, preset: str) -> str:
     return f"python -m rgdm_lib.course experiment {name} --preset {preset}"
 
 
-def train_base(preset: str, out: Path, lr: float = 1e-3, until: int = 0) -> Path:
+def train_base(preset: str, out: Path, lr: float = 1.5e-3, until: int = 0) -> Path:
     """Train the base model; write its averaged weights, then 10,000 samples with QED.
 
-    ``until`` > 0 stops at that step, with a checkpoint in ``out``; the same command goes on later.
+    ``until`` > 0 stops at that step, with a checkpoint in ``out`` and nothing shipped; the same
+    command goes on later.
     """
     torch.manual_seed(0)
     network, setting = NETWORKS[preset], TRAINING[preset]
     batch = setting["batch"]
-    diffusion = molecule_diffusion()
+    diffusion, times = molecule_diffusion(), training_times()
     data = load_qm9(DATA[preset]).part("train")
     draw = sized_batches(data, batch)
     model = EGNN(diffusion.schedule.alpha_bar, **network)
     if preset != "quick":
-        torch._dynamo.config.recompile_limit = 64  # one compilation for each size of molecule
-        model.compile(dynamic=False)
+        model.compile(dynamic=True)  # once, not once for each size of molecule
     trainer = Trainer(
         model,
-        lambda net: diffusion.loss(net, next(draw)),
+        lambda net: diffusion.loss(net, next(draw), times=times),
         setting["steps"],
         lr=lr,
+        optimizer=muon,
+        decay_share=0.4,
+        ema_decay=0.9995,
         bf16=True,
         save_every=setting["save_every"],
         checkpoint=out / "checkpoint.safetensors",
-        config={**network, "lr": lr, "batch": batch, "T": T},
+        config={**network, "batch": batch, "data": DATA[preset]},
     )
     ema = trainer.run(until=until or None, log_every=setting["log_every"])
+    if until:
+        return trainer.checkpoint
     name = _home(preset, out) / f"base_{DATA[preset]}.safetensors"
     details = {
         "network": network,
@@ -100,76 +114,166 @@ def train_base(preset: str, out: Path, lr: float = 1e-3, until: int = 0) -> Path
         "history": trainer.history[:: max(1, len(trainer.history) // 200)],
     }
     save_weights(name, ema, details)
-    return _sample_and_score(name, preset, 0, SAMPLES[preset], data)
+    path = name.with_name(name.stem + "_samples.npz")
+    return _sample_and_score(ema, path, preset, 0, SAMPLES[preset], data)
 
 
-def _sample_and_score(weights: Path, preset: str, seed: int, n: int, data: MoleculeSet) -> Path:
-    """Sample n molecules from shipped weights, add QED (NaN: no value), write them beside."""
-    model, _ = load_model(weights)
+def _sample_and_score(
+    denoiser: Denoiser, path: Path, preset: str, seed: int, n: int, data: MoleculeSet
+) -> Path:
+    """Sample n molecules, add QED (NaN: no value), write them to ``path``.
+
+    Sizes and noise depend on the seed alone: models are compared on the same draws.
+    """
     torch.manual_seed(seed)
     sizes = draw_sizes(data, n)
     molecules = sample_molecules(
-        model, sizes, SAMPLING_STEPS[preset], bf16=preset != "quick", progress=True
+        denoiser, sizes, STEPS[preset], bf16=preset != "quick", progress=True
     )
     # what the file will hold: finite positions in its range, rounded. A diverged sample falls to
     # pieces there and has no value
     inside = np.nan_to_num(molecules.positions, nan=0.0).clip(-16, 16)
     molecules = replace(molecules, positions=np.rint(inside / POSITION_UNIT) * POSITION_UNIT)
     scored = molecules.with_properties(qed=rewards.qed(molecules).numpy())
-    path = save_set(weights.with_name(weights.stem + "_samples.npz"), scored)
+    save_set(path, scored)
     if preset != "quick":
         write_manifest(data_root())
     return path
 
 
-def guide_qed(
-    preset: str, out: Path, shares: tuple = SHARES, seeds: tuple = (0, 1, 2), lr: float = 3e-4
-) -> list[Path]:
-    """RGDM with QED as reward, from the base model's own samples; one model a share and seed.
-
-    The reward evaluations are those of the base samples, shared by all runs; each run writes a set
-    of samples with their QED. A set that is there is not made again.
-    """
-    data = load_qm9(DATA[preset]).part("train")
-    home, shipped_base = _home(preset, out), data_root() / "molecules"
-    base_path = shipped_base / f"base_{DATA[preset]}.safetensors"
-    reference = load_set(shipped_base / f"base_{DATA[preset]}_samples.npz")
-    qed = torch.from_numpy(reference.property("qed"))
-    strata = torch.from_numpy(reference.n_atoms)
-    base, metadata = load_model(base_path)
-    written = []
-    for seed in seeds:
-        for share in shares:
-            weights = out / f"qed_{DATA[preset]}_ess{share}_seed{seed}.safetensors"
-            shipped = home / f"{weights.stem}_samples.npz"
-            written.append(shipped)
-            if shipped.exists():
-                continue
-            torch.manual_seed(1000 * (seed + 1) + share)
-            tau = temperature_for_ess(qed, share / 100, strata)
-            guided = copy.deepcopy(base)
-            sampler = data_sampler(reference, lambda m: torch.from_numpy(m.property("qed")), strata)
-            for round_ in rgdm.fit(
-                guided,
-                molecule_diffusion(),
-                sampler,
-                tau,
-                steps=GUIDANCE[preset]["steps"],
-                batches=weighted_batches(GUIDANCE[preset]["batch"]),
-                lr=lr,
-                bf16=preset != "quick",
-                progress=True,
-            ):
-                print(f"share {share} seed {seed}: tau {tau:.4f}, ESS {round_.ess:.0f}, "
-                      f"payoff QED {round_.reward:.4f}")  # fmt: skip
-            details = {
-                "network": metadata["network"],
-                "command": _command("molecules-qed", preset),
-                "tau": tau,
-            }
-            save_weights(weights, guided, details)
-            made = _sample_and_score(weights, preset, seed, GUIDED_SAMPLES[preset][share], data)
-            save_set(shipped, load_set(made))
+def sample_base(preset: str, out: Path) -> Path:
+    """10,000 samples of the shipped base model, with QED."""
+    model, _ = load_model(_base(DATA[preset]))
     if preset != "quick":
-        write_manifest(data_root())
+        model.compile(dynamic=True)
+    path = _home(preset, out) / f"base_{DATA[preset]}_samples.npz"
+    data = load_qm9(DATA[preset]).part("train")
+    return _sample_and_score(model, path, preset, 0, SAMPLES[preset], data)
+
+
+def payoff_draw(reference: str, dataset: str = "heavy7") -> Draw:
+    """What the payoff distribution is made of: molecules of the reference with their QED, by size.
+
+    Args:
+        reference: "data": the training molecules; "model": the base model's shipped samples.
+        dataset: of the base model.
+
+    Raises:
+        ValueError: another reference.
+    """
+    if reference not in REFERENCES:
+        raise ValueError(f"no reference {reference!r}: choose from {', '.join(REFERENCES)}")
+    if reference == "data":
+        pool = load_qm9(dataset).part("train")
+        qed = rewards.qed(pool)
+    else:
+        pool = load_set(_base(dataset, "_samples.npz"))
+        qed = torch.from_numpy(pool.property("qed"))
+    return Draw(pool, qed, torch.from_numpy(pool.n_atoms))
+
+
+def temperatures(draw: Draw) -> dict[int, float]:
+    """Share in % -> tau; infinite for the control."""
+    return {
+        share: math.inf
+        if share == 100
+        else temperature_for_ess(draw.reward, share / 100, draw.strata)
+        for share in SHARES
+    }
+
+
+def targets(draw: Draw) -> dict[int, Weighted]:
+    """Share in % -> the reference under its payoff weights; equal weights for the control."""
+    flat = replace(draw, reward=torch.where(draw.reward.isfinite(), 0.0, math.nan))
+    return {
+        share: flat.weigh(1.0) if math.isinf(tau) else draw.weigh(tau)
+        for share, tau in temperatures(draw).items()
+    }
+
+
+def guided_name(reference: str, share: int, seed: int, dataset: str = "heavy7") -> str:
+    """Name of the file of samples of a guided model."""
+    return f"qed_{dataset}_{reference}_ess{share}_seed{seed}_samples.npz"
+
+
+def guide_qed(
+    preset: str,
+    out: Path,
+    references: tuple = REFERENCES,
+    seeds: tuple = (0, 1, 2),
+    lr: float = 1e-3,
+    until: int = 0,
+) -> list[Path]:
+    """RGDM with QED as reward, all temperatures in one network; one training a reference and seed.
+
+    Each batch is of one temperature, drawn evenly from ``SHARES``: molecules of the reference under
+    its payoff weights, and the network is told 1 / tau, as a share of the coldest one's. At 0, the
+    control, nothing but re-training moves it. The reward evaluations are those of the reference.
+
+    Each run writes a set of samples for each temperature, and seed 0 its network. A set that is
+    there is not made again; ``until`` > 0 stops at that step, with a checkpoint in ``out``.
+    """
+    setting, home = GUIDANCE[preset], _home(preset, out)
+    data, dataset = load_qm9(DATA[preset]).part("train"), DATA[preset]
+    base, _ = load_model(_base(dataset))
+    diffusion, times = molecule_diffusion(), training_times()
+    written = []
+    for reference in references:
+        draw = payoff_draw(reference, dataset)
+        taus = temperatures(draw)
+        told = {share: taus[SHARES[-1]] / tau for share, tau in taus.items()}
+        for seed in seeds:
+            paths = {share: home / guided_name(reference, share, seed, dataset) for share in SHARES}
+            written += paths.values()
+            if all(path.exists() for path in paths.values()):
+                continue
+            torch.manual_seed(1000 * (seed + 1))
+            batches = {
+                share: weighted_batches(setting["batch"])(weighted)
+                for share, weighted in targets(draw).items()
+            }
+            network = base.conditional(1)
+            if preset != "quick":
+                network.compile(dynamic=True)
+
+            def loss(net: nn.Module, batches: dict = batches, told: dict = told) -> torch.Tensor:
+                share = SHARES[int(torch.randint(len(SHARES), (1,)))]
+                x0 = next(batches[share])
+                cond = torch.full((len(x0), 1), told[share])
+                return diffusion.loss(net, x0, cond, times=times)
+
+            name = f"qed_{dataset}_{reference}_seed{seed}"
+            print(f"reference {reference}, seed {seed}: {setting['steps']} steps")
+            trainer = Trainer(
+                network,
+                loss,
+                setting["steps"],
+                lr=lr,
+                optimizer=muon,
+                decay_share=0.5,
+                bf16=True,
+                checkpoint=out / f"{name}.checkpoint.safetensors",
+                config={"reference": reference, "seed": seed, "batch": setting["batch"]},
+            )
+            ema = trainer.run(until=until or None, log_every=100)
+            if until:
+                continue
+            if seed == 0:
+                details = {
+                    "network": ema.settings,
+                    "command": _command("molecules-qed", preset),
+                    "told": {str(share): told[share] for share in SHARES},
+                    "history": trainer.history[:: max(1, len(trainer.history) // 200)],
+                }
+                save_weights(home / f"qed_{dataset}_{reference}.safetensors", ema, details)
+            for share, path in paths.items():
+                dial = torch.tensor([told[share]])
+                _sample_and_score(
+                    at_dial(ema, dial), path, preset, seed, GUIDED_SAMPLES[preset][share], data
+                )
     return written
+
+
+def at_dial(network: Denoiser, dial: torch.Tensor) -> Denoiser:
+    """The network told the same (1,) number for all samples, as a denoiser of its own."""
+    return lambda x_t, t, cond: network(x_t, t, dial.expand(len(x_t), 1))

@@ -25,9 +25,9 @@ from rgdm_lib.schedules import polynomial
 from rgdm_lib.training import load_tensors
 
 T = 1000
-# The sampler: three times DDPM's noise, and most steps at small t. That buys stability with spread
-# and composition: with 100 steps it acts like a temperature below 1 (tests/bench/README.md).
-ETA, SPACING = 3.0, 2.0
+# The one sampler of pools, training and judging: DDPM's noise, most steps at small t. Its widths
+# are right within 2 % on exact Gaussians and mixtures (tests/test_diffusion.py).
+SAMPLING_STEPS, SPACING = 200, 2.0
 BASE = "molecules/base_heavy7.safetensors"
 BASE_SAMPLES = "molecules/base_heavy7_samples.npz"
 
@@ -35,6 +35,20 @@ BASE_SAMPLES = "molecules/base_heavy7_samples.npz"
 def molecule_diffusion() -> Diffusion:
     """The diffusion of all molecule models: EDM's polynomial schedule, T = 1000."""
     return Diffusion(polynomial(T), zero_com_noise_like)
+
+
+def training_times() -> Tensor:
+    """(T + 1,) probabilities of t in training: half even, half where small molecules are decided.
+
+    That half is log-normal in sigma_t = sqrt(1 - alpha_bar_t), median 0.27, sd of the log 0.5
+    (log-normal noise levels: Karras et al. 2022, table 1): a molecule noised to sigma 0.1 comes
+    back as itself, one noised to 0.4 as another.
+    """
+    sigma = (1 - molecule_diffusion().schedule.alpha_bar).sqrt()[1:]
+    z = (sigma / 0.27).log() / 0.5
+    bump = torch.exp(-z.square() / 2) / sigma * sigma.diff(prepend=sigma.new_zeros(1))
+    even = torch.full_like(bump, 1 / T)
+    return torch.cat([bump.new_zeros(1), (even + bump / bump.sum()) / 2])
 
 
 def load_model(path: str | Path | None = None) -> tuple[EGNN, dict]:
@@ -100,9 +114,8 @@ def draw_sizes(molecules: MoleculeSet, n: int) -> Tensor:
 def sample_molecules(
     denoiser: Denoiser,
     n_atoms: Tensor | np.ndarray,
-    steps: int = 100,
+    steps: int = SAMPLING_STEPS,
     batch: int = 256,
-    eta: float = ETA,
     bf16: bool = False,
     progress: bool = False,
 ) -> MoleculeSet:
@@ -113,7 +126,6 @@ def sample_molecules(
         n_atoms: (n,) sizes, drawn before anything else.
         steps: sampling steps of T = 1000, spaced quadratically.
         batch: molecules of one size that go through the network at once.
-        eta: noise of the sampler, see ``Diffusion.step``.
         bf16: matrix products in bfloat16: faster where the processor has it.
         progress: show progress.
 
@@ -129,7 +141,7 @@ def sample_molecules(
         for part in np.array_split(chosen, -(-len(chosen) // batch)):
             x_T = zero_com_noise_like(torch.empty(len(part), int(n), CHANNELS))  # noqa: N806
             with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-                for state in diffusion.sample(denoiser, x_T, steps, eta, spacing=SPACING):
+                for state in diffusion.sample(denoiser, x_T, steps, spacing=SPACING):
                     x = state.x
             parts.append(decode(x))
             order.append(part)
