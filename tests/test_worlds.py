@@ -436,3 +436,10 @@ def test_over_floor_looks_in_every_direction(shift):
     torch.manual_seed(0)
     moved = toy.ring(2000) + torch.tensor(shift)
     assert metrics.over_floor(moved, toy.ring, n=2000, pairs=10) > 3
+
+
+def test_over_floor_takes_distance_and_floor_along_the_same_directions(monkeypatch):
+    seen = []
+    monkeypatch.setattr(metrics, "sliced_wasserstein", lambda x, y, d: seen.append(d) or 1.0)
+    assert metrics.over_floor(toy.ring(10), toy.ring, n=10, pairs=3, directions=64) == 1
+    assert seen == [64] * 4
