@@ -19,8 +19,6 @@ OUT_DIR = "runs"
 SCALE = 1.0
 
 # %%
-import sys
-
 import matplotlib.pyplot as plt
 import torch
 
@@ -52,7 +50,6 @@ def check_answer(answer):
 print(settings.n)
 
 # %%
-print("a warning", file=sys.stderr)
 x = SCALE * torch.randn(settings.n)
 fig, ax = plt.subplots()
 ax.plot(x)

@@ -1,13 +1,17 @@
 """Each guard is green on a good notebook and red on one broken in the way it guards against."""
 
 import copy
+import io
 
 import example_notebook
+import matplotlib.pyplot as plt
 import pytest
+from nbconvert import HTMLExporter
 from nbformat.v4 import new_code_cell, new_output
 
 from rgdm_lib.course import bootstrap, guards
-from rgdm_lib.course.build import clean
+from rgdm_lib.course.build import BuildError, build, clean
+from rgdm_lib.course.notebook import image_html
 
 
 def find(nb, text):
@@ -33,6 +37,21 @@ def stream(name, text):
     return new_output("stream", name=name, text=text)
 
 
+def picture(cut):
+    """A figure, as run.figure shows one, whose title may hang over the edge."""
+    fig, ax = plt.subplots(figsize=(1, 1), layout="constrained")
+    ax.text(0.2, 0.95 if cut else 0.5, "text", transform=fig.transFigure)
+    ax.set_axis_off()
+    buffer = io.BytesIO()
+    fig.savefig(buffer, format="png")
+    plt.close(fig)
+    return html_output(image_html(buffer.getvalue(), "text"))
+
+
+def html_output(text):
+    return new_output("display_data", data={"text/html": text})
+
+
 PICTURE = new_output("display_data", data={"image/png": "AAAA"})
 WIDGET = new_output("display_data", data={"application/vnd.jupyter.widget-view+json": {}})
 ERROR = new_output("error", ename="ValueError", evalue="no", traceback=[])
@@ -56,6 +75,10 @@ BREAKING = [
     (guards.clean_outputs, put("settings.n", stream("stderr", "warning"))),
     (guards.clean_outputs, put("settings.n", WIDGET)),
     (guards.clean_outputs, put("settings.n", PICTURE)),
+    (guards.clean_outputs, put("settings.n", html_output('<img src="x">'))),
+    (guards.clean_outputs, put("settings.n", html_output('<img alt="" src="x">'))),
+    (guards.whole_pictures, put("settings.n", picture(cut=True))),
+    (guards.stderr, put("settings.n", stream("stderr", "UserWarning: no"))),
     (guards.clean_outputs, lambda nb: nb.metadata.update(widgets={})),
     (guards.clean_outputs, lambda nb: find(nb, "settings.n").metadata.update(execution={})),
     (guards.equations, edit("<!-- eq: unit-gaussian | derived here -->\n", "")),
@@ -97,6 +120,26 @@ def test_a_guard_goes_red(example, guard, breaking):
 def test_source_and_notebook_agree_cell_by_cell(example, breaking):
     breaking(example)
     assert guards.agree(example, example_notebook.SOURCE) != []
+
+
+def test_a_whole_picture_is_left_alone(example):
+    put("settings.n", picture(cut=False))(example)
+    assert guards.whole_pictures(example) == [] == guards.clean_outputs(example)
+
+
+def test_build_fails_on_a_warning_and_quotes_it(tmp_path):
+    warn = 'import warnings\n\nwarnings.warn("of no use")\nprint(settings.n)'
+    source = tmp_path / f"{example_notebook.NAME}.py"
+    source.write_text(example_notebook.SOURCE.replace("print(settings.n)", warn), "utf-8")
+    with pytest.raises(BuildError, match="writes to stderr: .*UserWarning: of no use"):
+        build(example_notebook.NAME, source, tmp_path / "out.ipynb")
+    assert not (tmp_path / "out.ipynb").exists()
+
+
+def test_the_exported_page_shows_the_alt_text(example):
+    page, _ = HTMLExporter().from_notebook_node(example)
+    assert '<img alt="A line that wiggles about zero." src="data:image/png' in page
+    assert "No description has been provided" not in page
 
 
 def test_equation_ids_are_listed(example):

@@ -102,6 +102,15 @@ def test_figure_is_saved_and_closed(run, tmp_path):
     assert not plt.fignum_exists(fig.number)
 
 
+def test_figure_grows_around_what_would_be_cut_off(run, capsys):
+    fig, ax = plt.subplots()
+    fig.text(0.95, 0.99, "a long text over the edge")
+    run.figure(fig, "wide", alt="A text.", see="A text.")
+    pixels = plt.imread(run.folder / "figures" / "wide.png")
+    for edge in (pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]):
+        assert (edge == pixels[0, 0]).all()
+
+
 # ---- comparing and aggregating ----
 
 

@@ -37,8 +37,9 @@ def build(name: str, source: Path, target: Path, *, solutions: bool = True) -> i
     if problems:
         raise BuildError(f"{source.name}: " + "; ".join(problems))
     execute(nb)
+    problems = guards.stderr(nb)
     clean(nb)
-    problems = guards.check_built(nb, name, text) if solutions else guards.no_errors(nb)
+    problems += guards.check_built(nb, name, text) if solutions else guards.no_errors(nb)
     if problems:
         raise BuildError(f"{source.name}: " + "; ".join(problems))
     target.parent.mkdir(parents=True, exist_ok=True)

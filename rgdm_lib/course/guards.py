@@ -1,8 +1,11 @@
 """Rules every notebook keeps. Each guard takes a notebook and returns what is wrong with it."""
 
 import ast
+import base64
+import io
 import re
 
+import matplotlib.image
 import nbformat
 from nbformat import NotebookNode
 
@@ -18,6 +21,9 @@ _MACHINE = re.compile(
     r"|\b[A-Za-z]:\\\\?Users\b|site-packages|\bat 0x[0-9a-f]{6,}"
 )
 _EQUATION = re.compile(r"<!-- eq: ([a-z0-9]+(?:-[a-z0-9]+)*) \| (\S.*?) -->")
+_IMAGE = re.compile(r"<img\b[^>]*>")
+_ALT = re.compile(r'\balt="\s*[^"\s]')
+_PNG = re.compile(r'src="data:image/png;base64,([^"]*)"')
 _DEFINITION = "<!-- definition -->"
 
 
@@ -132,11 +138,43 @@ def clean_outputs(nb: NotebookNode) -> list[str]:
                 problems.append(f"code cell {i} stores stderr")
             data = output.get("data", {})
             problems += [f"code cell {i} stores a {kind}" for kind in data if "widget" in kind]
-            if "image/png" in data:
-                alt = output.get("metadata", {}).get("image/png", {}).get("alt", "")
-                if not alt.strip():
-                    problems.append(f"code cell {i} shows a picture without alt text: run.figure")
+            # only an <img alt> is shown by JupyterLab and by nbconvert's page
+            pictures = _IMAGE.findall(str(data.get("text/html", "")))
+            silent = any(not _ALT.search(picture) for picture in pictures)
+            if silent or any(kind.startswith("image/") for kind in data):
+                problems.append(f"code cell {i} shows a picture without alt text: run.figure")
     return problems
+
+
+def whole_pictures(nb: NotebookNode) -> list[str]:
+    """No picture is cut off: its border rows and columns show the background only."""
+    problems = []
+    for i, cell in enumerate(_code(nb), 1):
+        for output in cell.outputs:
+            for content in _PNG.findall(str(output.get("data", {}).get("text/html", ""))):
+                pixels = matplotlib.image.imread(io.BytesIO(base64.b64decode(content)))
+                edges = (pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1])
+                cut = [
+                    side
+                    for side, edge in zip(("top", "bottom", "left", "right"), edges, strict=True)
+                    if abs(edge - pixels[0, 0]).max() > 0.02
+                ]
+                if cut:
+                    problems.append(
+                        f"code cell {i} shows a picture cut off at the {', '.join(cut)}: "
+                        "use run.figure, or leave a margin"
+                    )
+    return problems
+
+
+def stderr(nb: NotebookNode) -> list[str]:
+    """No cell writes to stderr: the learner would meet a warning that the stored output hides."""
+    return [
+        f"code cell {i} writes to stderr: {' '.join(output.text.split())[:300]}"
+        for i, cell in enumerate(_code(nb), 1)
+        for output in cell.outputs
+        if output.get("name") == "stderr"
+    ]
 
 
 def equations(nb: NotebookNode) -> list[str]:
@@ -223,7 +261,8 @@ def check_source(nb: NotebookNode, name: str) -> list[str]:
 
 def check_built(nb: NotebookNode, name: str, source: str) -> list[str]:
     """All guards of a built notebook."""
-    found = agree(nb, source) + counts(nb) + no_errors(nb) + clean_outputs(nb) + size(nb)
+    found = agree(nb, source) + counts(nb) + no_errors(nb) + clean_outputs(nb)
+    found += whole_pictures(nb) + size(nb)
     return found + check_source(nb, name)
 
 
@@ -249,7 +288,7 @@ def _texts(nb: NotebookNode):
             yield f"output of cell {i}", "\n".join(output.get("traceback", []))
             for kind, data in output.get("data", {}).items():
                 if not kind.startswith("image/") or kind == "image/svg+xml":
-                    yield f"output of cell {i}", str(data)
+                    yield f"output of cell {i}", _PNG.sub("", str(data))
 
 
 def _head(text: str) -> str:

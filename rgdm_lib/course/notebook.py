@@ -3,6 +3,8 @@
 Works with the IPython of Colab (7.34); imports neither papermill nor jupytext.
 """
 
+import base64
+import html
 import importlib.metadata
 import io
 import math
@@ -70,6 +72,16 @@ def start(name: str, preset: str, seed: int, out_dir: str) -> "Run":
     folder = run_folder(Path(out_dir), preset, name, seed)
     folder.mkdir(parents=True, exist_ok=True)
     return Run(name, preset, seed, folder)
+
+
+def image_html(png: bytes, alt: str) -> str:
+    """Return a picture as HTML with its alt text.
+
+    The alt text in an output's metadata is shown neither by JupyterLab nor by nbconvert's default
+    page.
+    """
+    content = base64.b64encode(png).decode()
+    return f'<img alt="{html.escape(alt)}" src="data:image/png;base64,{content}">'
 
 
 class Run:
@@ -141,13 +153,16 @@ class Run:
         if not _NAME.fullmatch(name):
             raise ValueError(f"figure name {name!r}: use snake_case")
         buffer = io.BytesIO()
-        fig.savefig(buffer, format="png", metadata={"Software": None})
+        # tight: the picture grows around a title or label that would be cut off at the edge
+        fig.savefig(
+            buffer, format="png", metadata={"Software": None}, bbox_inches="tight", pad_inches=0.1
+        )
         plt.close(fig)
         path = self.folder / "figures" / f"{name}.png"
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(buffer.getvalue())
-        bundle = {"image/png": buffer.getvalue(), "text/plain": f"[Figure: {alt}]"}
-        display(bundle, raw=True, metadata={"image/png": {"alt": alt}})
+        display({"text/html": image_html(buffer.getvalue(), alt), "text/plain": f"[Figure: {alt}]"},
+                raw=True)  # fmt: skip
         display(Markdown(f"**See:** {see}"))
 
     def finish(self) -> None:
