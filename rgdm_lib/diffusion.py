@@ -183,17 +183,17 @@ class Diffusion:
         self,
         denoiser: Denoiser,
         x_T: Tensor,  # noqa: N803
-        steps: int | None = None,
+        steps: int | list[int] | None = None,
         eta: float = 1.0,
         cond: Any = None,
         spacing: float = 1.0,
     ) -> Iterator[State]:
         """Walk from x_T (B, ...) to x_0, yielding every state; the last one has t = 0.
 
-        Ho et al. 2020, algorithm 2 (eta = 1, all steps), or DDIM (eta = 0, or fewer steps). A
-        network is in ``eval`` while it is called, and back in its mode after; so in all below.
+        Ho et al. 2020, algorithm 2 (eta = 1, all steps), or DDIM (eta = 0, or fewer). ``steps``:
+        how many, or the times from x_T's own to 0. Networks are in ``eval`` while they are called.
         """
-        times, x = self.timesteps(steps, spacing), x_T
+        times, x = steps if isinstance(steps, list) else self.timesteps(steps, spacing), x_T
         yield State(times[0], x, None)
         for t, s in zip(times[:-1], times[1:], strict=True):
             x, std, x0_hat = self.step(x, t, s, _eps(denoiser, x, t, cond), eta)

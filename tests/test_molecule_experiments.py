@@ -10,11 +10,12 @@ import pytest
 import torch
 
 from rgdm_lib.molecules import experiments
-from rgdm_lib.molecules.data import load_qm9, load_set
+from rgdm_lib.molecules.data import encode, load_qm9, load_set
 from rgdm_lib.molecules.model import (
     draw_sizes,
     load_model,
     molecule_diffusion,
+    redraw,
     sample_molecules,
     sized_batches,
     training_times,
@@ -92,6 +93,27 @@ def test_samples_come_in_the_order_of_their_sizes():
 
     made = sample_molecules(quiet, sizes, steps=3, batch=2)
     assert made.n_atoms.tolist() == sizes.tolist()
+
+
+def test_redraw_starts_at_the_time_it_is_told():
+    """An exact denoiser of one molecule brings it back from t = 100."""
+    molecules = load_qm9().part("train").subset([5, 900, 5])
+    times, alpha_bar = [], molecule_diffusion().schedule.alpha_bar
+
+    def knows(x_t, t, cond):
+        times.append(int(t[0]))
+        x0 = encode(molecules, x_t.shape[1])[:1]
+        a = alpha_bar[t].float()[:, None, None]
+        return (x_t - a.sqrt() * x0) / (1 - a).sqrt()
+
+    again = redraw(knows, molecules, 100)
+    walk = sorted(set(times), reverse=True)
+    assert times == walk + walk and walk[0] == 100 and walk[-1] == 1  # two sizes, two walks
+    assert again.n_atoms.tolist() == molecules.n_atoms.tolist()
+    for i in range(3):
+        centred = molecules.atoms(i)[0] - molecules.atoms(i)[0].mean(0)
+        np.testing.assert_allclose(again.atoms(i)[0], centred, atol=1e-3)
+        assert again.atoms(i)[1].tolist() == molecules.atoms(i)[1].tolist()
 
 
 def test_guidance_from_the_shipped_base(tmp_path):

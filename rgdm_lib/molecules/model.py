@@ -110,7 +110,6 @@ def draw_sizes(molecules: MoleculeSet, n: int) -> Tensor:
     return torch.from_numpy(molecules.n_atoms)[torch.randint(len(molecules), (n,))]
 
 
-@torch.no_grad()
 def sample_molecules(
     denoiser: Denoiser,
     n_atoms: Tensor | np.ndarray,
@@ -132,16 +131,57 @@ def sample_molecules(
     Returns:
         n molecules in the order of ``n_atoms``.
     """
-    diffusion = molecule_diffusion()
     n_atoms = np.asarray(n_atoms)
+
+    def start(part: np.ndarray) -> Tensor:
+        return zero_com_noise_like(torch.empty(len(part), int(n_atoms[part[0]]), CHANNELS))
+
+    return _by_size(denoiser, n_atoms, start, T, steps, batch, bf16, progress)
+
+
+def redraw(
+    denoiser: Denoiser,
+    molecules: MoleculeSet,
+    t: int,
+    steps: int = SAMPLING_STEPS,
+    batch: int = 256,
+    bf16: bool = False,
+    progress: bool = False,
+) -> MoleculeSet:
+    """Noise each molecule to time ``t`` and sample back from there, by the sampler's own steps.
+
+    What comes back like it went was decided later than t, what does not, earlier. Arguments as in
+    ``sample_molecules``, of whose steps those below t are taken.
+    """
+
+    def start(part: np.ndarray) -> Tensor:
+        x0 = encode(molecules.subset(part), int(molecules.n_atoms[part[0]]))
+        return molecule_diffusion().q_sample(x0, t, zero_com_noise_like(x0))
+
+    return _by_size(denoiser, molecules.n_atoms, start, t, steps, batch, bf16, progress)
+
+
+@torch.no_grad()
+def _by_size(
+    denoiser: Denoiser,
+    n_atoms: np.ndarray,
+    start: Callable[[np.ndarray], Tensor],
+    first: int,
+    steps: int,
+    batch: int,
+    bf16: bool,
+    progress: bool,
+) -> MoleculeSet:
+    """Walk from ``start(indices)`` at time ``first`` to 0, in batches of one size."""
+    diffusion = molecule_diffusion()
+    times = [first, *(s for s in diffusion.timesteps(steps, SPACING) if s < first)]
     parts, order = [], []
     bar = tqdm(total=len(n_atoms), disable=not progress, mininterval=2.0, unit="molecule")
     for n in np.unique(n_atoms):
         chosen = np.flatnonzero(n_atoms == n)
         for part in np.array_split(chosen, -(-len(chosen) // batch)):
-            x_T = zero_com_noise_like(torch.empty(len(part), int(n), CHANNELS))  # noqa: N806
             with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-                for state in diffusion.sample(denoiser, x_T, steps, spacing=SPACING):
+                for state in diffusion.sample(denoiser, start(part), times):
                     x = state.x
             parts.append(decode(x))
             order.append(part)
