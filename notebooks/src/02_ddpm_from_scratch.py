@@ -486,7 +486,7 @@ def new_network():
 
 model = new_network()
 print(f"{sum(p.numel() for p in model.parameters()):,} weights")
-print(f"untrained: loss {float(diffusion.loss(model, toy.moons(N)).mean()):.3f}")
+print(f"untrained: loss {diffusion.loss(model, toy.moons(N)).mean().item():.3f}")
 
 # %% [markdown]
 # ## 6. Training
