@@ -123,6 +123,10 @@ def test_guidance_from_the_shipped_base(tmp_path):
     network, metadata = load_model(tmp_path / "qed_heavy7_data.safetensors")
     assert metadata["told"]["100"] == 0 and metadata["told"]["10"] == 1
     assert network.embed.weight[:, -1].abs().max() > 0  # the dial is heeded
+    redrawn = [load_set(path) for path in experiments.redraw_qed("quick", tmp_path)]
+    for molecules in redrawn:
+        assert molecules.property("t").tolist() == np.repeat(experiments.REDRAW_TIMES, 8).tolist()
+    assert (redrawn[0].positions != redrawn[1].positions).any()
     before = [path.stat().st_mtime_ns for path in paths]
     experiments.guide_qed("quick", tmp_path, **options)
     assert [path.stat().st_mtime_ns for path in paths] == before  # what is there stays

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from rgdm_lib._data import data_path, data_root, write_manifest
+from rgdm_lib._data import data_path, data_root, read_manifest, write_manifest
 from rgdm_lib.diffusion import Denoiser
 from rgdm_lib.molecules import rewards
 from rgdm_lib.molecules.data import POSITION_UNIT, MoleculeSet, load_qm9, load_set, save_set
@@ -25,6 +25,7 @@ from rgdm_lib.molecules.model import (
     draw_sizes,
     load_model,
     molecule_diffusion,
+    redraw,
     sample_molecules,
     sized_batches,
     training_times,
@@ -54,6 +55,8 @@ GUIDANCE = {
 # effective sample size in % of the samples with a value; 100 is the control: equal weights
 SHARES = (100, 80, 40, 10)
 REFERENCES = ("data", "model")
+SEEDS = (0, 1, 2)
+REDRAW_TIMES = (100, 200, 300, 400, 500, 700, 1000)
 # a mild tilt moves the mean little, so it takes more samples to measure
 GUIDED_SAMPLES = {
     "quick": dict.fromkeys(SHARES, 40),
@@ -121,7 +124,7 @@ def train_base(preset: str, out: Path, lr: float = 1.5e-3, until: int = 0) -> Pa
 def _sample_and_score(
     denoiser: Denoiser, path: Path, preset: str, seed: int, n: int, data: MoleculeSet
 ) -> Path:
-    """Sample n molecules, add QED (NaN: no value), write them to ``path``.
+    """Sample n molecules and write them with their QED.
 
     Sizes and noise depend on the seed alone: models are compared on the same draws.
     """
@@ -130,12 +133,16 @@ def _sample_and_score(
     molecules = sample_molecules(
         denoiser, sizes, STEPS[preset], bf16=preset != "quick", progress=True
     )
+    return _score(molecules, path, preset)
+
+
+def _score(molecules: MoleculeSet, path: Path, preset: str) -> Path:
+    """Write samples with their QED (NaN: no value)."""
     # what the file will hold: finite positions in its range, rounded. A diverged sample falls to
     # pieces there and has no value
     inside = np.nan_to_num(molecules.positions, nan=0.0).clip(-16, 16)
     molecules = replace(molecules, positions=np.rint(inside / POSITION_UNIT) * POSITION_UNIT)
-    scored = molecules.with_properties(qed=rewards.qed(molecules).numpy())
-    save_set(path, scored)
+    save_set(path, molecules.with_properties(qed=rewards.qed(molecules).numpy()))
     if preset != "quick":
         write_manifest(data_root())
     return path
@@ -191,6 +198,21 @@ def targets(draw: Draw) -> dict[int, Weighted]:
     }
 
 
+def shipped_seeds(reference: str, dataset: str = "heavy7") -> list[int]:
+    """Training seeds of which all sets of samples ship."""
+    there = set(read_manifest(data_root()))
+    return [
+        seed
+        for seed in SEEDS
+        if all(f"molecules/{guided_name(reference, s, seed, dataset)}" in there for s in SHARES)
+    ]
+
+
+def load_guided(reference: str, share: int, seed: int, dataset: str = "heavy7") -> MoleculeSet:
+    """Shipped samples of a guided model, with their QED."""
+    return load_set(data_path(f"molecules/{guided_name(reference, share, seed, dataset)}"))
+
+
 def guided_name(reference: str, share: int, seed: int, dataset: str = "heavy7") -> str:
     """Name of the file of samples of a guided model."""
     return f"qed_{dataset}_{reference}_ess{share}_seed{seed}_samples.npz"
@@ -200,7 +222,7 @@ def guide_qed(
     preset: str,
     out: Path,
     references: tuple = REFERENCES,
-    seeds: tuple = (0, 1, 2),
+    seeds: tuple = SEEDS,
     lr: float = 1e-3,
     until: int = 0,
 ) -> list[Path]:
@@ -277,3 +299,30 @@ def guide_qed(
 def at_dial(network: Denoiser, dial: torch.Tensor) -> Denoiser:
     """The network told the same (1,) number for all samples, as a denoiser of its own."""
     return lambda x_t, t, cond: network(x_t, t, dial.expand(len(x_t), 1))
+
+
+def redraw_qed(preset: str, out: Path, share: int = 40, n: int = 300) -> list[Path]:
+    """Where a reward is learned: molecules of the payoff noised to t and sampled back, for some t.
+
+    Once by the base and once by the guided model of the data reference, seed 0; n for each of
+    ``REDRAW_TIMES``, with property t.
+    """
+    n, dataset = (8 if preset == "quick" else n), DATA[preset]
+    wanted = targets(payoff_draw("data", dataset))[share]
+    base, _ = load_model(_base(dataset))
+    guided, metadata = load_model(_home(preset, out) / f"qed_{dataset}_data.safetensors")
+    dial = torch.tensor([metadata["told"][str(share)]])
+    written = []
+    for name, denoiser in (("base", base), ("guided", at_dial(guided, dial))):
+        torch.manual_seed(0)
+        chosen = wanted.resample(n)
+        parts = [
+            redraw(denoiser, chosen, t, STEPS[preset], bf16=preset != "quick", progress=True)
+            for t in REDRAW_TIMES
+        ]
+        molecules = MoleculeSet.concatenate(parts)
+        molecules = molecules.with_properties(t=np.repeat(REDRAW_TIMES, n))
+        written.append(
+            _score(molecules, _home(preset, out) / f"redrawn_{dataset}_{name}.npz", preset)
+        )
+    return written
