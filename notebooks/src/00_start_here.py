@@ -208,7 +208,7 @@ exercises.check("00.1", payoff_weights)
 # Weights have a price. If a few samples hold nearly all the weight, the average is an average of a few. The
 # *effective sample size* counts how many samples of equal weight would be as good:
 #
-# <!-- eq: effective-sample-size | Kish 1965; Owen 2013, eq. 9.13 -->
+# <!-- eq: effective-sample-size | Owen, Monte Carlo theory, methods and examples, eq. 9.13 -->
 # $$
 # \mathrm{ESS} = \frac{\big(\sum_i w_i\big)^2}{\sum_i w_i^2} .
 # $$

@@ -285,7 +285,7 @@ print(f"{ok.sum()} of {len(ok)} samples ended stable; the first such is drawn")
 # noise $\sigma$. For an exact denoiser and *short* steps every $\sigma \le \sqrt{1 - \bar\alpha_s}$ gives
 # the same law of $x_s$; $\eta = 1$ is DDPM, $\eta = 0$ the noiseless DDIM:
 #
-# <!-- eq: ddim-step | Song et al. 2021, eq. 12 and 16 -->
+# <!-- eq: ddim-step-with-sigma | Song et al. 2021, eq. 12 and 16 -->
 # $$
 # x_s = \sqrt{\bar\alpha_s}\, \hat x_0 + \sqrt{1 - \bar\alpha_s - \sigma^2}\; \hat\varepsilon + \sigma z,
 # \qquad \sigma = \eta\, \sqrt{\frac{1 - \bar\alpha_s}{1 - \bar\alpha_t}}
