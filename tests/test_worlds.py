@@ -443,3 +443,14 @@ def test_over_floor_takes_distance_and_floor_along_the_same_directions(monkeypat
     monkeypatch.setattr(metrics, "sliced_wasserstein", lambda x, y, d: seen.append(d) or 1.0)
     assert metrics.over_floor(toy.ring(10), toy.ring, n=10, pairs=3, directions=64) == 1
     assert seen == [64] * 4
+
+
+def test_mean_over_floor_is_near_one_for_exact_samples_and_sees_a_wrong_ring():
+    torch.manual_seed(0)
+    world, n = mixtures.ring(), 4000
+    assert metrics.mean_over_floor(world.sample, world.sample, n) == pytest.approx(1, abs=0.3)
+    wider = metrics.mean_over_floor(lambda n: 1.1 * world.sample(n), world.sample, n)
+    halved = mixtures.GaussianMixture(world.means, 0.15, torch.tensor([0.5] + 7 * [1.0]))
+    assert wider > 2 and metrics.mean_over_floor(halved.sample, world.sample, n) > 1.5
+    single = [metrics.mean_over_floor(world.sample, world.sample, n, draws=1) for _ in range(5)]
+    assert np.std(single) > 0.05  # why ten are averaged

@@ -60,3 +60,28 @@ class MLPDenoiser(nn.Module):
         v = self.out(F.silu(h))
         alpha_bar = self.alpha_bar[t].to(x_t.dtype)[:, None]
         return (1 - alpha_bar).sqrt() * x_t + alpha_bar.sqrt() * v
+
+
+class TimeMLP(nn.Module):
+    """A function ``(x_t, t) -> (B, out)`` of noisy vectors (B, dim): a classifier, or a value.
+
+    Args:
+        dim: length of a vector.
+        T: number of steps of the diffusion.
+        out: numbers to return for each vector.
+        hidden: width.
+        layers: number of residual layers.
+    """
+
+    def __init__(self, dim: int, T: int, out: int, hidden: int = 128, layers: int = 3):  # noqa: N803
+        super().__init__()
+        self.time = TimeFeatures(16, T)
+        self.embed = nn.Linear(dim + 17, hidden)
+        self.layers = nn.ModuleList(nn.Linear(hidden, hidden) for _ in range(layers))
+        self.out = nn.Linear(hidden, out)
+
+    def forward(self, x_t: Tensor, t: Tensor) -> Tensor:  # noqa: D102
+        h = self.embed(torch.cat([x_t, self.time(t)], 1))
+        for layer in self.layers:
+            h = h + layer(F.silu(h))
+        return self.out(F.silu(h))
