@@ -300,7 +300,8 @@ run.figure(
     fig, "running_estimate",
     alt="Running REINFORCE estimate over the number of paths, log axis, with a band that narrows around "
         "the dashed exact value of 0.079.",
-    see="the band narrows like one over the root of n. Below a few hundred paths even the sign is a guess.",
+    see="the band narrows like one over the root of n. At 100 paths it still reaches a third of the value to "
+        "each side, and this is the easiest of all directions.",
 )
 
 # %% [markdown]
@@ -316,10 +317,15 @@ no_probability = every_step + policy.log_kernel.exp() * (every_step != 0).any(-1
 broken = {"last step dropped": no_last, "one-hot alone": no_probability}
 for name, wrong in broken.items():
     off = in_standard_errors(drawn_reward[:, None] * (wrong.flatten(1) @ direction.T), exact)
-    print(f"{name:>18}: off by", ", ".join(f"{NAMES[i]} {float(off[i]):.1f}" for i in range(4)))
+    print(f"{name:>18}:", ", ".join(f"{NAMES[i]} {float(off[i]):.1f}" for i in range(4)))
     run.metric(f"broken_{name.replace(' ', '_').replace('-', '_')}", off[0], "1", N,
                "off along the exact gradient, in standard errors, of REINFORCE with this mistake: "
                f"{name}")
+
+# %% [markdown]
+# The `inf` is honest: without its term, the estimate of *last step* is exactly 0, and so is its error bar. And note *first
+# step* in the first line: 0.1. A mistake at one step is invisible in a direction that does not touch that
+# step. Test in several directions.
 
 # %% [markdown]
 # ## 4. A baseline
@@ -338,7 +344,7 @@ for name, wrong in broken.items():
 #
 # It does move the variance. The variance summed over all parameters is a parabola in $b$:
 #
-# <!-- eq: best-constant-baseline | Greensmith et al. 2004, section 4 -->
+# <!-- eq: best-constant-baseline | derived here; see Greensmith et al. 2004 -->
 # $$
 # V(b) = E\big[ (r - b)^2\, |s|^2 \big] - |\nabla J|^2 , \qquad
 # b^* = \frac{E[\, r\, |s|^2 ]}{E[\, |s|^2 ]} , \qquad s = \nabla_\theta \log p_\theta .
@@ -368,6 +374,13 @@ for name, wrong in broken.items():
 score_square = score.square().sum(1)
 gradient_square = gradient.square().sum()
 best = float((probability * path_reward) @ score_square / (probability @ score_square))
+step_square = policy.score(paths).square().sum((2, 3))  # (16384, T)
+best_by_state = torch.zeros(len(paths), T)
+for t in range(T):
+    for s in range(S):
+        here = paths[:, t + 1] == s
+        mass = probability[here] * step_square[here, t]
+        best_by_state[here, t] = mass @ path_reward[here] / mass.sum()
 
 
 def paths_needed(weight):
@@ -386,6 +399,7 @@ weights = {
     "mean reward": one - exact_mean,
     "best constant": one - best,
     "value of the state": one - on_path[:, 1:],
+    "best by state": one - best_by_state,
     "advantage": on_path[:, :-1] - on_path[:, 1:],
 }
 needed = {name: paths_needed(weight) for name, weight in weights.items()}
@@ -397,10 +411,11 @@ for name in ("no baseline", "mean reward", "advantage"):
 
 # %% [markdown]
 # Two surprises. First, on *this* reward the mean reward saves little: its mean was near 0 already. Its point is
-# insurance: with it, the reward's zero does not matter, and "reward plus 10" needs no more paths than before.
-# Second, $U_t(x_t)$ is a *worse* baseline than one constant: it is tuned step by step, while the terms of
-# one path are not independent. The advantage does pay, threefold. But it needs the values, here exact; a learned
-# value network (a *critic*) that is wrong makes the gradient wrong.
+# insurance. With it the reward's zero does not matter, and "reward plus 10" needs no more paths than before: 6,819,
+# not 4.7 million. Second, $U_t(x_t)$ is a *worse* baseline than one constant. Unlikely actions have large scores, and so
+# they rule the variance, while $U_t$ is an average over the likely ones. The best baseline for each state (its mean
+# reward with $|s_t|^2$ as weight, last but one line) is better than all constants. The advantage pays most, threefold. But it needs
+# the values, here exact; a learned value network (a *critic*) that is wrong makes the gradient wrong.
 
 # %%
 grid = torch.linspace(-1, 1.3, 60)
@@ -412,15 +427,17 @@ by_sample = [float((((drawn_reward - b).square() * sampled_square).mean() - grad
 fig, ax = plt.subplots(figsize=(6.5, 3.2))
 ax.plot(grid, parabola, label="all paths, exact")
 ax.plot(dots, by_sample, "k.", label=f"{N:,} drawn paths")
-ax.axvline(exact_mean, color="#009E73", ls=":", label="mean reward")
-ax.axvline(best, color="#D55E00", ls="--", label="$b^*$")
-ax.set(xlabel="baseline b (unit of the reward)", ylabel="paths for an error of 10 %", ylim=(0, None))
-ax.legend()
+ax.axvline(exact_mean, ymax=0.6, color="#009E73", ls=":", label="mean reward")
+ax.axvline(best, ymax=0.6, color="#D55E00", ls="--", label="$b^*$")
+ax.set(xlabel="baseline b (unit of the reward)", ylabel="paths for an error of 10 %",
+       ylim=(0, 100_000))
+ax.legend(ncols=2, loc="upper center")
 run.figure(
     fig, "baseline",
     alt="Paths needed over the baseline: a parabola with its minimum of about 6,800 near b = 0.17, where mean "
         "reward and best constant almost coincide; black dots of drawn paths lie on it.",
-    see="the mean reward is almost the best constant; a baseline that is off by 1 multiplies the price.",
+    see="the mean reward is almost the best constant; a baseline that is off by 1 costs eight times as many "
+        "paths.",
 )
 
 # %% [markdown]
@@ -495,8 +512,8 @@ exercises.check("04.1", reinforce)
 # $$
 #
 # The start's probability cancels. The price is in the product: factors that are each near 1 multiply to a weight
-# that is not. How much of a sample is left is the share $1 / E_{old}[w^2]$, notebook 07's effective sample
-# size. Move the policy along the exact gradient and look.
+# that is not. A weighted sample of $n$ paths is worth about $n / E_{old}[w^2]$ equal ones: its *effective sample size*,
+# which notebook 07 lives on. Move the policy along the exact gradient and look.
 #
 # **Predict.** At which gain in reward is half of the sample lost?
 
@@ -545,8 +562,8 @@ run.figure(
 #
 # Look at the last case. Notebook 02's sampler adds no noise in the last step, for $\tilde\beta_1 = 0$. Such a step has
 # no density: it is a spike, the logarithm is infinite, and no ratio of two policies exists. So wherever
-# log-probabilities are used, the last step has the variance $\beta_1$ (Ho et al. 2020, section 3.2, name both choices). This
-# must hold for *drawing* the path as well as for scoring it: `Diffusion.trajectory` and `Diffusion.log_prob` use the same
+# log-probabilities are used, the last step has the variance $\beta_1$ (Ho et al. 2020, section 3.2, call $\beta_t$ and $\tilde\beta_t$ the
+# two extreme choices). This must hold for *drawing* the path as well as for scoring it: `Diffusion.trajectory` and `Diffusion.log_prob` use the same
 # $\sigma_t$. The price: $x_0$ has a little more noise than the sampler's.
 #
 # Our world keeps everything exact. Data are $\mathcal N(0, 0.25\, I)$, and the denoiser is the best possible one. The
@@ -616,6 +633,15 @@ run.metric("last_step_widening", wider, "1", 20,
            "step, 20 steps, exact")
 
 # %% [markdown]
+# And a sampler without any noise, $\eta = 0$ in notebook 02? Its paths have no density at all:
+
+# %%
+try:
+    diffusion.log_prob(policy_of(torch.zeros(2)), path, eta=0.0)
+except ValueError as refusal:
+    print(refusal)
+
+# %% [markdown]
 # Now REINFORCE. `log_prob` gives $\log p_\theta$ of each step, and its gradient in $\theta$ is the score. We want the score of
 # *each* path, so every path gets a $\theta$ of its own, all equal.
 
@@ -669,16 +695,20 @@ for steps in lengths:
     (g,) = torch.autograd.grad(-(m - target).square().sum() - 2 * v, zero)
     drawn_2d = d.trajectory(p(torch.zeros(2)), torch.randn(n, 2))
     r_2d = distance_reward(drawn_2d.x[-1])
-    e = (r_2d - r_2d.mean())[:, None] * path_scores(d, p, zero, drawn_2d)
+    s_2d = path_scores(d, p, zero, drawn_2d)
+    e = (r_2d - r_2d.mean())[:, None] * s_2d
     price.append(float(e.var(0).sum() / (0.01 * g.square().sum())))
-    print(f"T = {steps}: {price[-1]:7,.0f} paths for an error of 10 %")
+    explained = float(torch.corrcoef(torch.stack([s_2d[:, 0], drawn_2d.x[-1][:, 0]]))[0, 1] ** 2)
+    print(f"T = {steps}: {price[-1]:6,.0f} paths for an error of 10 %; "
+          f"{explained:.0%} of the score's variance is explained by x_0")
 run.metric("price_of_twice_the_steps", price[2] / price[1], "1", n,
            "paths that REINFORCE (mean reward as baseline) needs for an error of 10 % with 40 steps, over "
            "those with 20, Gaussian diffusion")
 
 # %% [markdown]
 # About twice. Every step adds a term to the score, and most of its noise never reaches $x_0$: later steps wash it out.
-# The gradient estimator carries it all the same. *A denoising loss does not*: it never looks at whole
+# The last column shows it: the finished sample explains a smaller and smaller part of the path's score. The rest is noise
+# that the reward cannot know of, and the estimator carries it all the same. *A denoising loss does not*: it never looks at whole
 # paths. That is one reason why this course trains on weighted samples (notebook 07).
 
 # %% [markdown]
@@ -769,7 +799,30 @@ run.figure(
 #
 # Why the minimum? It makes the clip one-sided. A step that moved the *wrong* way keeps its full gradient and can
 # come back. At $\theta = old$ all ratios are 1, and the gradient of $L$ is REINFORCE's. Further away it is biased: ratios of
-# single steps do not reweight whole paths. The clip keeps the policy where that hardly matters.
+# single steps do not reweight whole paths. On the finite chain we can say by how much, for the policies of
+# section 5, and without a clip.
+#
+# **Predict.** When old paths are worth half their number (mean reward 0.47), by how many per cent is DDPO's
+# gradient off?
+
+# %%
+for size in (0.0, 0.5, 1.0, 2.0, 4.0):
+    new = policy.with_kernel(policy.log_kernel + size * direction[0].reshape(T, S, S))
+    visited = (torch.arange(T), paths[:, 1:], paths[:, :-1])
+    rho = (new.log_kernel[visited] - policy.log_kernel[visited]).exp()  # (16384, T)
+    terms = ((path_reward - exact_mean)[:, None] * rho)[:, :, None, None] * new.score(paths)
+    of_steps = probability @ terms.flatten(1)
+    truth = (new.log_prob(paths).exp() * path_reward) @ new.score(paths).flatten(1)
+    bias = float((of_steps - truth).norm() / truth.norm())
+    print(f"mean reward {float(new.marginals()[0] @ reward):.2f}, ratios {float(rho.min()):.2f} to "
+          f"{float(rho.max()):.2f}: off by {bias:.1%}")
+run.metric("step_ratio_bias", bias, "1", len(paths),
+           "norm of DDPO's unclipped gradient minus the exact gradient over the latter's norm, exact, policy "
+           "moved by 4 logits along the reference's gradient")
+
+# %% [markdown]
+# The bias is not noise: more paths do not help. In the second line all ratios are within $1 \pm 0.2$, the usual clip, and it
+# is 10 % already. The clip keeps the policy near the place where ratios are 1, and the bias small; it does not remove it.
 #
 # ### Exercise 04.3: the clipped objective
 # Write `clipped_objective(log_new, log_old, advantage, clip)`. `log_new` and `log_old` are (B, T), log-probabilities
@@ -892,10 +945,10 @@ axes[0].legend()
 run.figure(
     fig, "museum",
     alt="Mean reward over batches, two panels. Left, small steps: all three curves rise to the grey line of the "
-        "best reward, the buggy one first. Right, three times the step size: the clipped curve rises as before, the "
-        "other two jump up and down.",
-    see="on the left the bug looks best of all. On the right the clip, where it works, is what keeps training "
-        "stable.",
+        "best reward, the buggy and the unclipped one within two or three batches, the clipped one within ten. Right, "
+        "three times the step size: the clipped curve rises as before, the other two jump up and down.",
+    see="on the left the bug looks better than the real thing, whose price is speed. On the right the clip, where "
+        "it works, is what keeps training stable.",
 )
 
 # %% [markdown]
