@@ -1,9 +1,12 @@
 """Pictures of molecules: made, of the right molecules, and saved under the right name."""
 
+import base64
 import dataclasses
+import io
 import sys
 
 import matplotlib
+import matplotlib.image
 import matplotlib.pyplot
 import numpy as np
 import pytest
@@ -38,12 +41,22 @@ def test_grid_as_png():
         views.grid(from_smiles("CCO")).figure()
 
 
+def pixels_of(picture):
+    return matplotlib.image.imread(io.BytesIO(picture.data))
+
+
 def test_grid_says_which_molecule_is_not_valid():
     molecules = from_smiles("CCO", "O")
     positions = molecules.positions.copy()
     positions[molecules.starts[1] :] = 0
     broken = dataclasses.replace(molecules, positions=positions)
-    views.grid(broken)  # drawn all the same
+    panels = pixels_of(views.grid(broken, ["", "x"], file_format="png"))
+    whole = pixels_of(views.grid(molecules, ["", "x"], file_format="png"))
+    words = (panels[:120, 180:] < 0.5).any(-1)  # above the legend
+    assert words.any(), "an empty panel"
+    rows, columns = np.nonzero(words)
+    assert abs(columns.mean() - 90) < 10 and abs(rows.mean() - 67) < 10  # in its middle
+    assert (panels[125:, 180:] < 0.5).sum() > 2 * (whole[125:, 180:] < 0.5).sum()  # H2O, not valid
     assert views.formula(broken, 1) == "H2O"
     with pytest.raises(ValueError, match="1 legends for 2 molecules"):
         views.grid(broken, ["one"])
@@ -100,3 +113,17 @@ def test_view_3d_loads_py3dmol_only_when_asked():
     html = view._make_html()
     assert "O 0.0" in html or "O -0.0" in html
     assert "C " not in html.split("xyz")[0].split("addModel")[-1]
+
+
+def test_view_3d_shows_a_still_picture_until_its_script_is_there():
+    pytest.importorskip("py3Dmol")
+    html = views.view_3d(from_smiles("CCO"), size=(200, 150))._make_html()
+    container, script = html.split("<script>")
+    assert 'alt="C2H6O"' in container and "data:image/png;base64," in container
+    assert "warning" not in container  # which the page would remove before the script has come
+    number = container.split('id="3dmolstill_')[1].split('"')[0]
+    shown = script.split("$3Dmolpromise.then")[1]
+    assert f'getElementById("3dmolstill_{number}")?.remove()' in shown
+    png = base64.b64decode(container.split("base64,")[1].split('"')[0])
+    pixels = matplotlib.image.imread(io.BytesIO(png))
+    assert pixels.shape[:2] == (150, 200) and pixels[..., :3].std() > 0.05

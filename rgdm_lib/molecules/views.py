@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import io
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -67,7 +69,7 @@ def grid(
     """2-D drawings of a few molecules, in set order, as bonds are perceived by ``rule``.
 
     ``panel`` is width and height in pixels, ``file_format`` ``"svg"`` or ``"png"``. A molecule that
-    cannot be perceived gets a panel of its formula and the words "not valid".
+    cannot be perceived has the words "no molecule" in its panel, its formula and "not valid" below.
     """
     if file_format not in ("svg", "png"):
         raise ValueError(f"file_format is {file_format!r}; choose 'svg' or 'png'")
@@ -76,7 +78,7 @@ def grid(
     legends = [""] * len(molecules) if legends is None else [str(text) for text in legends]
     if len(legends) != len(molecules):
         raise ValueError(f"{len(legends)} legends for {len(molecules)} molecules")
-    drawn: list[Chem.Mol] = [Chem.Mol()] * len(molecules)
+    drawn = [_no_molecule()] * len(molecules)
     for i, molecule in bonds.perceive(molecules, rule):
         if molecule is None:
             legends[i] = f"{formula(molecules, i)}, not valid {legends[i]}".strip()
@@ -92,6 +94,13 @@ def grid(
     picture.DrawMolecules(drawn, legends=legends)
     picture.FinishDrawing()
     return Picture(picture.GetDrawingText())
+
+
+def _no_molecule() -> Chem.Mol:
+    """The words in place of a molecule; RDKit draws no legend below an empty one."""
+    words = Chem.MolFromSmiles("*")
+    words.GetAtomWithIdx(0).SetProp("atomLabel", "no molecule")
+    return words
 
 
 def formula(molecules: MoleculeSet, i: int) -> str:
@@ -174,8 +183,9 @@ def _fade(colour: str, far: float) -> tuple[float, ...]:
 def view_3d(molecules: MoleculeSet, i: int = 0, size: tuple[int, int] = (320, 260)):
     """A py3Dmol view of molecule i that turns under the mouse, in a live notebook page.
 
-    Its script comes from the network and its output is not for storing: draw a static picture
-    (`draw_3d`, `grid`) beside it. Raises ImportError where py3Dmol is not installed.
+    Its script comes from the network. Until it is there, and for ever without one, a still picture
+    (`draw_3d`) stands in its place. The output is not for storing. ``size`` is width and height in
+    pixels. Raises ImportError where py3Dmol is not installed.
     """
     import py3Dmol
 
@@ -186,7 +196,22 @@ def view_3d(molecules: MoleculeSet, i: int = 0, size: tuple[int, int] = (320, 26
         for z, (x, y, w) in zip(numbers, positions, strict=True)
     ]
     view = py3Dmol.view(width=size[0], height=size[1])
+    # py3Dmol's own text for a script that is missing is removed before the script is asked for
+    source = _still(*size, positions, numbers)
+    still = f'<img id="3dmolstill_UNIQUEID" alt="{formula(molecules, i)}" src="{source}">'
+    view.startjs = re.sub(r'<p id="3dmolwarning_UNIQUEID".*?</p>', still, view.startjs, flags=re.S)
+    view.startjs += '\ndocument.getElementById("3dmolstill_UNIQUEID")?.remove();\n'
     view.addModel("\n".join(lines), "xyz")
     view.setStyle({"stick": {"radius": 0.12}, "sphere": {"scale": 0.25}})
     view.zoomTo()
     return view
+
+
+def _still(width: int, height: int, positions: np.ndarray, numbers: np.ndarray) -> str:
+    """``draw_3d`` as the address of a picture of that many pixels, which holds the picture."""
+    figure = plt.figure(figsize=(width / 100, height / 100), layout="none")
+    draw_3d(figure.add_axes((0, 0, 1, 1)), positions, numbers)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=100)
+    plt.close(figure)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
