@@ -13,10 +13,14 @@
 # %% [markdown]
 # # 00 · Start here
 #
-# A diffusion model makes more of what its data hold. This course teaches how to make it produce what a
-# *reward* asks for instead: any function of a finished sample, with or without a gradient. This notebook
-# shows the central idea in one picture. Then you steer a shipped model of real molecules with a single
-# dial, before any training. It also holds the map of the course, its budget and its notation.
+# What does a diffusion model do? Noise is added to data in many small steps, until nothing but noise is left. A
+# network learns to undo one step: shown a noisy point and how far along it is, it guesses the noise in it. To make
+# something new, start from pure noise and walk the steps back, one guess at a time.
+#
+# So it makes more of what its data hold. This course teaches how to make it produce what a *reward* asks for
+# instead: any function of a finished sample, with or without a gradient. This notebook shows the central
+# idea in one picture. Then you steer a shipped model of real molecules with a single dial, before any training.
+# It also holds the map of the course, its budget and its notation.
 
 # %% [markdown]
 # | | quick | laptop | full |
@@ -43,24 +47,26 @@
 # | 00 start here | steer with a temperature | yes |
 # | [01 adding noise](01_adding_noise.ipynb) | destroy data in small steps, know the perfect denoiser | yes |
 # | [02 DDPM from scratch](02_ddpm_from_scratch.ipynb) | write loss, training loop and samplers, and score them | yes |
-# | 03 conditional control | steer by conditions and guidance: the usual way | coming |
-# | 04 denoising as an MDP | see sampling as decisions, with the reinforcement learning needed | coming |
-# | 05 the maximum-entropy link | derive why the payoff distribution is the right target | coming |
+# | [03 conditional control](03_conditional_control.ipynb) | steer by conditions and guidance: the usual way | yes |
+# | [04 denoising as an MDP](04_denoising_as_an_mdp.ipynb) | see sampling as decisions, with the reinforcement learning needed | yes |
+# | [05 the maximum-entropy link](05_max_entropy_link.ipynb) | derive why the payoff distribution is the right target | yes |
 # | 06 payoff sampling | draw from it: weights, tempering, particles | coming |
 # | [07 RGDM](07_rgdm.ipynb) | train a model towards it, against an exact answer | yes |
 # | 08 point clouds | do so for 3-D shapes | coming |
 # | [09 molecules](09_molecules.ipynb) | do so for molecules, with a reward that has no gradient | yes |
 # | 10 results | read every claim, and bring your own reward | coming |
 #
-# In a hurry: 00, 02, 07. For molecules add 09. Each notebook stands alone, runs top to bottom with its
-# exercises unsolved, and says what it needs.
+# In a hurry: 00, 01, 02, 07. For molecules add 09. Each notebook runs by itself, top to bottom, with its exercises
+# unsolved; its table names the notebooks to read before it.
 #
 # **Budget.** Every notebook has three presets. `quick` takes about 40 seconds on 2 CPU cores (09: 90), `laptop` at most
 # 10 minutes, `full` is meant for a GPU. The second code cell sets the preset. What took hours was run once
 # with `python -m rgdm_lib.course experiment`; its results ship with the course.
 #
 # **How to read.** Before most results you are asked for a number. Write it down first: being wrong is
-# how the picture in your head gets corrected. Exercises answer back: run the check below them.
+# how the picture in your head gets corrected. Exercises answer back: run the check below them. Results are
+# printed as *metrics*: a number, $n$ (how many samples are behind it), and where it helps its *floor*, the value that an
+# untouched model or an exact sample of the same size has, and its *ceiling*, the most there is.
 
 # %% tags=["bootstrap"]
 # rgdm_lib.course.bootstrap.CELL
@@ -101,7 +107,7 @@ run = notebook.start("00_start_here", PRESET, SEED, OUT_DIR)
 #
 # The *temperature* $\tau > 0$ is the dial, in units of the reward. A sample whose reward is higher by $\tau$
 # becomes $e \approx 2.7$ times as likely, relative to another. Hot ($\tau$ large): the reference hardly changes.
-# Cold ($\tau$ small): only the best survive. (Notebook 05 will derive why this compromise and no other: it has
+# Cold ($\tau$ small): only the best survive. (Notebook 05 derives why this compromise and no other: it has
 # the most reward for its distance from the reference.)
 #
 # A case to do by hand: the reference is $\mathcal N(m, s^2)$ and the reward is $r(x) = x$. Completing the square
@@ -155,7 +161,7 @@ for ax, tau in zip(axes, (2.0, 0.5, 0.1), strict=True):
     ax.fill_between(x, reference, color="0.85", label=r"$p_\mathrm{ref}$")
     ax.plot(x, tilt(reference, reward, tau), label="$p^*$")
     ax.plot(x, 0.3 * reward, color="#009E73", lw=1, ls="--", label="0.3 r")
-    ax.set(title=rf"$\tau$ = {tau}", xlabel="x (no unit)", xlim=(-6, 6), ylim=(-0.3, 0.7))
+    ax.set(title=rf"$\tau$ = {tau}", xlabel="x", xlim=(-6, 6), ylim=(-0.3, 0.7))
 axes[0].set_ylabel("density (per unit of x)")
 axes[0].legend(fontsize=8, loc="upper left")
 run.figure(
@@ -246,10 +252,13 @@ exercises.check("00.2", effective_sample_size)
 #
 # **Question.** What does a real model give when we turn the dial?
 #
-# The course ships samples of a diffusion model that was trained on small molecules (QM9, at most seven heavy
-# atoms). It places atoms in space, hydrogens included. Notebook 09 trains it. The reward is QED, a
-# score between 0 and 1 for how much a molecule looks like a drug, computed by RDKit from the bonds. It has no
-# gradient with respect to the atoms.
+# The course ships samples of a diffusion model that was trained on small molecules (QM9, at most seven *heavy*
+# atoms, which are all but hydrogen). It places atoms in space, hydrogens included. Notebook 09 trains it. The
+# reward is QED, a score between 0 and 1 for how much a molecule looks like a drug, computed by RDKit from the
+# bonds. It has no gradient with respect to the atoms.
+#
+# Not every sample is a molecule. QED has a value only where a sample is *stable*: its bonds, read off from the
+# distances between its atoms, give every atom its valence and hold all atoms together. Otherwise it is NaN.
 #
 # One rule: *the number of atoms keeps its distribution.* Small molecules have low QED for their size alone, and we
 # do not want "larger" to pass for "better". So weights are normalised inside each size.
@@ -266,8 +275,9 @@ print(f"{len(samples):,} samples, {int(valued.sum()):,} of them with a QED: mean
 
 def steer(tau):
     """Mean QED and effective sample size (share of the samples with a value) at tau."""
-    weighted = payoff.Draw(samples, qed, sizes).weigh(tau)
-    return float(weighted.expectation(qed)), weighted.ess / int(valued.sum())
+    log_weight = payoff.log_weights(qed, tau, strata=sizes)
+    mean = (log_weight.exp()[valued] * qed[valued]).sum()
+    return float(mean), payoff.effective_sample_size(log_weight) / int(valued.sum())
 
 
 # %% [markdown]
@@ -294,7 +304,7 @@ curve = np.array([steer(float(tau)) for tau in taus])
 fig, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2))
 left.semilogx(taus, curve[:, 0], label="payoff")
 left.axhline(base_mean, color="grey", lw=0.8, ls=":", label="base model, all with a QED")
-left.set(xlabel=r"temperature $\tau$ (QED)", ylabel="mean QED (no unit)")
+left.set(xlabel=r"temperature $\tau$ (QED)", ylabel="mean QED")
 left.legend()
 right.semilogx(taus, 100 * curve[:, 1])
 right.set(xlabel=r"temperature $\tau$ (QED)", ylabel="ESS (% of valued samples)", ylim=(0, 105))
@@ -312,13 +322,13 @@ run.figure(
 # At the hot end the curve need not meet the dotted line: samples without a value are more frequent at some sizes
 # than at others, and the weights restore every size's share.
 #
-# Which molecules are these? Draw ten from the base model, and ten from the payoff distribution at that
-# temperature: samples drawn again with their weights as probabilities (*resampling*). Some may look odd to a
-# chemist. The base model errs, and QED was not asked about stability.
+# Which molecules are these? Draw ten of the base model's that have a value, and ten from the payoff distribution
+# at that temperature: samples drawn again with their weights as probabilities (*resampling*). Some may look odd to
+# a chemist. To have the right number of bonds everywhere is not yet to be a molecule that one could make.
 
 # %%
-def pick(tau, n=5):
-    """Indices of n samples: drawn from the base (tau None) or from the payoff distribution."""
+def pick(tau, n=10):
+    """Indices of n samples: valued ones (tau None), or drawn from the payoff distribution."""
     log_weight = torch.where(valued, 0.0, -math.inf).double()
     if tau is not None:
         log_weight = payoff.log_weights(qed, tau, strata=sizes)
@@ -332,12 +342,12 @@ def draw_molecules(index):
     return views.grid(samples.subset(index.numpy()), words, file_format="png").figure()
 
 
-base_ten, payoff_ten = pick(None, 10), pick(tau_40, 10)
+base_ten, payoff_ten = pick(None), pick(tau_40)
 run.figure(
     draw_molecules(base_ten),
     "molecules_base",
-    alt="Drawings of ten molecules drawn from the base model, ordered by QED.",
-    see=f"ten of the base model's molecules; mean QED {float(qed[base_ten].mean()):.2f}.",
+    alt="Drawings of ten stable molecules of the base model, ordered by QED.",
+    see=f"ten of the base model's stable molecules; mean QED {float(qed[base_ten].mean()):.2f}.",
 )
 
 # %%
@@ -351,30 +361,40 @@ run.figure(
 # %% [markdown]
 # ### Play
 #
-# Turn the dial yourself. Watch three things: the histogram, the ESS, and the molecules. When does the same molecule
-# begin to repeat?
+# Turn the dial yourself. Watch three things: the histogram, the ESS, and the molecules. Of 100 draws from the payoff
+# distribution the five samples that came most often are shown, with how often they came. When does one
+# sample begin to come again and again?
 
 # %%
+def most_drawn(tau, n=100, shown=5):
+    """Of n draws at tau: the samples that came most often, how often, and how many differ."""
+    with torch.random.fork_rng():  # moving the slider must not move the notebook's numbers
+        torch.manual_seed(0)
+        log_weight = payoff.log_weights(qed, tau, strata=sizes)
+        index, count = payoff.systematic_resample(log_weight, n).unique(return_counts=True)
+    top = count.argsort(descending=True, stable=True)[:shown]
+    return index[top], count[top], len(index)
+
+
 def draw_dial(log10_tau):
-    """Histogram of QED, base and payoff, and five molecules at this temperature."""
+    """Histogram of QED, base and payoff, and the samples drawn most often at this temperature."""
     tau = 10**log10_tau
     weight = payoff.log_weights(qed, tau, strata=sizes).exp()
     mean, share = steer(tau)
-    with torch.random.fork_rng():  # moving the slider must not move the notebook's numbers
-        torch.manual_seed(0)
-        index = pick(tau)
-    words = [f"QED {q:.2f}" for q in qed[index].tolist()]
+    index, count, different = most_drawn(tau)
+    words = [f"QED {q:.2f}, {c} of 100" for q, c in zip(qed[index], count, strict=True)]
     picture = views.grid(samples.subset(index.numpy()), words, file_format="png").figure()
     pixels = picture.axes[0].images[0].get_array()
     plt.close(picture)
 
     fig, (top, bottom) = plt.subplots(2, 1, figsize=(8, 4.4), height_ratios=(3, 2))
-    bins = np.linspace(0.1, 0.7, 49)
+    bins = np.linspace(float(qed[valued].min()), float(qed[valued].max()), 41)
     top.hist(qed[valued], bins, density=True, color="0.85", label="base model")
     top.hist(qed[valued], bins, weights=weight[valued], density=True, histtype="step", label="payoff")
-    top.set(xlabel="QED (no unit)", ylabel="density (per unit)",
-            title=rf"$\tau$ = {tau:.3f}: mean QED {mean:.3f}, ESS {share:.0%}")
-    top.legend()
+    top.set(xlabel="QED", ylabel="density (per unit of QED)",
+            title=rf"$\tau$ = {tau:.3f}: mean QED {mean:.3f}, ESS {share:.0%}, "
+                  f"{different} of 100 draws differ")
+    top.legend(loc="upper left")
     bottom.imshow(pixels)
     bottom.axis("off")
     return fig
@@ -384,25 +404,32 @@ run.figure(
     draw_dial(math.log10(tau_40)),
     "dial_and_molecules",
     alt="Histogram of QED of the base model in grey and of the payoff distribution as a line, moved "
-    "to the right; below, five molecules of the payoff distribution.",
+    "to the right; below, the five molecules drawn most often from the payoff distribution.",
     see="the whole histogram moves right; nothing appears that the base model never made.",
 )
 
 # %%
 widgets.explore(
     draw_dial,
-    log10_tau=ipywidgets.FloatSlider(math.log10(tau_40), min=-2, max=0, step=0.05),
+    log10_tau=ipywidgets.FloatSlider(math.log10(tau_40), min=-3, max=0, step=0.05),
 )
 
 # %% [markdown]
-# **Break it.** Turn the dial to $\tau = 0.002$. The mean QED is splendid. How many samples is it made of?
+# **Break it.** Turn the dial to $\tau = 0.002$, which is `log10_tau` = -2.7. The mean QED is splendid. How many
+# samples is it made of?
 
 # %%
-cold_mean, cold_share = steer(0.002)
-print(f"tau = 0.002: mean QED {cold_mean:.3f}, made of {cold_share * int(valued.sum()):.1f} "
-      f"effective samples out of {int(valued.sum()):,}")
+for tau in (1.0, tau_40, 0.01, 0.002):
+    mean, share = steer(tau)
+    _, count, different = most_drawn(tau)
+    print(f"tau = {tau:.3f}: mean QED {mean:.3f}, {share * int(valued.sum()):7,.1f} effective samples of "
+          f"{int(valued.sum()):,}; of 100 draws {different} differ, one came {int(count[0])} times")
+assert most_drawn(0.002)[2] < most_drawn(1.0)[2] and most_drawn(0.002)[1][0] > 1
 
 # %% [markdown]
+# Cold, what is left is hardly more than the best sample of every size, drawn again and again. (Every size keeps its
+# share, so each keeps one at least.)
+#
 # A splendid mean on a handful of samples is luck, not a distribution. And the weights only *select*: however
 # cold, no new molecule appears. That is why the course goes on. Training towards $p^*$ (notebook 07) gives a model
 # that draws from it directly, as many samples as you like, and fresh ones.
