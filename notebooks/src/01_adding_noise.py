@@ -124,8 +124,8 @@ fig, axes = plt.subplots(1, 5, figsize=(10, 2.4), sharex=True, sharey=True)
 for ax, t in zip(axes, times, strict=True):
     x_t = diffusion.q_sample(moons, t, torch.randn_like(moons))
     ax.scatter(*x_t.T, s=1, alpha=0.3, rasterized=True)
-    ax.set(title=f"t = {t}", xlabel="$x_1$ (no unit)", aspect="equal", xlim=(-3.3, 3.3), ylim=(-3.3, 3.3))
-axes[0].set_ylabel("$x_2$ (no unit)")
+    ax.set(title=f"t = {t}", xlabel="$x_1$", aspect="equal", xlim=(-3.3, 3.3), ylim=(-3.3, 3.3))
+axes[0].set_ylabel("$x_2$")
 run.figure(
     fig,
     "moons_dissolve",
@@ -230,8 +230,9 @@ def marginal_density(x, a):
 
 # %% [markdown]
 # **Check.** Walk 100 steps with many points and compare the mean and the variance at every $t$ with
-# the closed form. The walk is random, so a perfect match is not to be expected: the *floor* is the
-# error of as many points drawn directly from the closed form.
+# the closed form. The walk is random, so a perfect match is not to be expected. What can be? Each number is
+# printed beside its *floor*, what chance alone costs: here the error of as many points drawn directly from the
+# closed form.
 
 # %%
 x0 = draw_data(settings.paths)
@@ -265,7 +266,7 @@ fig, ax = plt.subplots(figsize=(8, 3.6))
 image = ax.pcolormesh(range(T + 1), grid, density.T, cmap="Blues", vmax=0.8, rasterized=True)
 ax.plot(torch.stack(paths), color="#D55E00", lw=0.7)
 fig.colorbar(image, label="density of $x_t$ (per unit of $x$)")
-ax.set(xlabel="time t (steps)", ylabel="$x_t$ (no unit)")
+ax.set(xlabel="time t (steps)", ylabel="$x_t$")
 run.figure(
     fig,
     "density_and_paths",
@@ -280,7 +281,7 @@ run.figure(
 # **Question.** Which $\beta_t$? What is a fair way to compare two choices?
 #
 # Since $q(x_t \mid x_0)$ depends on $\bar\alpha_t$ only, a schedule *is* its curve $\bar\alpha_t$. The
-# natural scale is the ratio of the variance of what is left to the variance of the noise:
+# natural scale is the *signal-to-noise ratio* (SNR), the variance of what is left over the variance of the noise:
 #
 # <!-- definition -->
 # $$
@@ -316,7 +317,7 @@ for name, s in candidates.items():
 print(f"your guess: {guess}")
 right.axhline(0, color="grey", lw=0.8, ls=":")
 left.set(xlabel="time t (steps)", ylabel=r"$\bar\alpha_t$ (share of variance)")
-right.set(xlabel="time t (steps)", ylabel="log10 SNR (no unit)", ylim=(-6, 4))
+right.set(xlabel="time t (steps)", ylabel="log10 SNR", ylim=(-6, 4))
 left.legend()
 run.figure(
     fig,
@@ -324,13 +325,27 @@ run.figure(
     alt="Left: alpha_bar falls from 1 to 0; linear falls first, cosine and polynomial are close. "
     "Right: log10 SNR over time; it crosses 0 at 27 for linear, near 50 for the others.",
     see="the linear schedule spends most steps where almost nothing is left; cosine and polynomial "
-    "share them out evenly.",
+    "share them out more evenly.",
 )
 
 # %% [markdown]
-# The SNR falls by the same factor in about every tenth of the cosine schedule, except at its ends.
-# That is one reason to prefer it when $T$ is small. There is no best schedule for all data: fine detail
-# is decided at high SNR, the rough shape at low SNR, and a schedule says how many steps each gets.
+# By which factor does the SNR fall in each tenth of the steps? The more alike the factors are, the more evenly a
+# schedule shares its steps out over the levels of noise.
+
+# %%
+for name, s in candidates.items():
+    snr = s.alpha_bar[1:] / (1 - s.alpha_bar[1:])
+    tenths = snr[[0, *range(9, T, 10)]]
+    factors = tenths[:-1] / tenths[1:]
+    print(f"{name:<11}", " ".join(f"{float(f):9,.1f}" for f in factors),
+          f"  inner eight: {float(factors[1:-1].min()):.1f} to {float(factors[1:-1].max()):.1f}")
+
+# %% [markdown]
+# Not the same factor everywhere: between its first and last tenth the cosine schedule's factors go from 1.9 to 4.2,
+# lowest in the middle, those of the linear one from 2.8 to 6.5, growing towards the noise. At the ends the
+# factors are larger still. To be even in the middle is one reason to prefer the cosine schedule when $T$ is
+# small. There is no best schedule for all data: fine detail is decided at high SNR, the rough shape at low
+# SNR, and a schedule says how many steps each gets.
 
 # %% [markdown]
 # ## 4. How much is left at the end?
@@ -404,7 +419,7 @@ for ax, a, title in (
     q_T = marginal_density(fine, a)
     ax.plot(fine, q_T, label="$x_T$, exact")
     ax.plot(fine, standard, ls="--", label=r"$\mathcal{N}(0, 1)$")
-    ax.set(xlim=(-4, 4), xlabel="$x_T$ (no unit)", title=f"{title}: KL {float(kl_on_grid(q_T)):.1e} nats")
+    ax.set(xlim=(-4, 4), xlabel="$x_T$", title=f"{title}: KL {float(kl_on_grid(q_T)):.1e} nats")
 axes[0].set_ylabel("density (per unit of $x$)")
 axes[0].legend(loc="upper left")
 run.figure(
@@ -534,12 +549,12 @@ left.plot(zoom, prior, label="prior $q(x_{t-1} | x_0)$")
 left.plot(zoom, likelihood, label="likelihood of $x_t$, scaled to area 1")
 left.plot(zoom, normal_density(zoom, m, v), label="posterior, formula")
 left.plot(zoom[::12], dots, "k.", ms=4, label="posterior, grid")
-left.set(xlabel="$x_{t-1}$ (no unit)", ylabel="density (per unit of $x$)", title="t = 20", ylim=(0, 2.9))
+left.set(xlabel="$x_{t-1}$", ylabel="density (per unit of $x$)", title="t = 20", ylim=(0, 2.9))
 left.legend(fontsize=8, loc="upper left")
 steps = torch.arange(2, T + 1)
 for name, s in candidates.items():
     right.plot(steps, (s.posterior_variance / s.beta)[2:], label=name)
-right.set(xlabel="time t (steps)", ylabel=r"$\tilde\beta_t / \beta_t$ (no unit)", ylim=(0, 1.05))
+right.set(xlabel="time t (steps)", ylabel=r"$\tilde\beta_t / \beta_t$", ylim=(0, 1.05))
 right.legend()
 run.figure(
     fig,
@@ -644,7 +659,7 @@ for t in (2, 10, 30, 50, 100):
     ax.plot(x_t_grid, ideal_x0_hat(x_t_grid, a), label=f"t = {t}, SNR {float(a / (1 - a)):.2g}")
 for mean in MEANS:
     ax.axhline(float(mean), color="grey", lw=0.8, ls=":")
-ax.set(xlabel="noisy value $x_t$ (no unit)", ylabel="best guess $E[x_0 | x_t]$ (no unit)", ylim=(-2.2, 3.4))
+ax.set(xlabel="noisy value $x_t$", ylabel="best guess $E[x_0 | x_t]$", ylim=(-2.2, 3.4))
 ax.legend(fontsize=8, loc="upper left")
 run.figure(
     fig,
@@ -735,7 +750,7 @@ fig, ax = plt.subplots(figsize=(7.5, 3.4))
 ax.plot(range(1, T + 1), loss_floor, label="error on the noise")
 ax.plot(range(1, T + 1), loss_floor / snr, label="error on $x_0$")
 ax.axhline(float(exact_variance[0]), color="grey", lw=0.8, ls=":", label="variance of the data")
-ax.set(xlabel="time t (steps)", ylabel="mean squared error (no unit)", ylim=(0, 2.1))
+ax.set(xlabel="time t (steps)", ylabel="mean squared error", ylim=(0, 2.1))
 ax.legend()
 run.figure(
     fig,
@@ -768,7 +783,7 @@ def draw_belief(t, x):
     ax.plot(x0_grid, belief, label=f"$x_0$ given $x_t$ = {x:g}, t = {t}")
     mean = float(ideal_x0_hat(torch.tensor(x, dtype=torch.float64), a))
     ax.axvline(mean, color="#D55E00", ls="--", label=f"its mean, {mean:.2f}")
-    ax.set(xlabel="$x_0$ (no unit)", ylabel="density (per unit of $x$)", xlim=(-2.5, 3.5))
+    ax.set(xlabel="$x_0$", ylabel="density (per unit of $x$)", xlim=(-2.5, 3.5))
     ax.legend(fontsize=8, loc="upper left")
     return fig
 
