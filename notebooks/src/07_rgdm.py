@@ -54,6 +54,7 @@ import warnings
 
 import ipywidgets
 import matplotlib.pyplot as plt
+import numpy as np
 import torch
 
 from rgdm_lib import payoff, rgdm, schedules
@@ -382,6 +383,10 @@ exercises.check("07.2", log_base)
 #
 # Here is the whole algorithm. Read it from top to bottom: *explore* (draw paths from the model as it is),
 # *reward*, *weigh* back to the fixed target, *choose* how far to go, *denoise*.
+#
+# A path is not quite a sample. `diffusion.trajectory` adds noise in *every* step, the last one too, of variance
+# $\beta_1$ there: without it the path had no density, so no weight (notebook 02, section 2). Our `draw` leaves the
+# last noise out. So the points that are weighed and trained on are a little wider than those that are judged.
 
 # %%
 def rgdm_on_one_screen(net, diffusion, reward, tau, n, rounds, steps, least_ess=0.3):
@@ -407,6 +412,14 @@ def rgdm_on_one_screen(net, diffusion, reward, tau, n, rounds, steps, least_ess=
         trained = Trainer(net, loss, steps, lr=1e-3, ema_decay=0.995).run(progress=False)
         net.load_state_dict(trained.state_dict())
     return net
+
+# %% [markdown]
+# How much is "a little"? The modes have the width 0.15, and independent variances add up:
+
+# %%
+last_noise = diffusion.path_std(1, 0)
+print(f"noise of a path's last step: {last_noise:.3f}; it widens the modes "
+      f"by {math.hypot(1, last_noise / 0.15) - 1:.1%}")
 
 # %% [markdown]
 # The library's `rgdm.fit` is the same algorithm, with the samplers exchangeable, with one report a round, and
@@ -464,17 +477,45 @@ for result in rgdm.fit(net, diffusion, sampler, tau, rounds=settings.rounds, ste
 # %% [markdown]
 # Look at the effective sample size: it grows faster than the number of rewards, for the later samples are
 # drawn close to where they are needed. (At a share of 40 % the first round may go all the way, as `least_ess`
-# asks for 30 %; at a share of 10 % it stops at half of $1/\tau$ or less. Change `SHARE` and see.) The **path ESS** is a check of the fit that costs nothing. If
-# the model fitted its target perfectly, then along every path
+# asks for 30 %; at a share of 10 % it stops at half of $1/\tau$ or less. Change `SHARE` and see.) The **path ESS** is
+# a check of the fit that costs nothing. If the model's law of whole *paths* were the payoff's,
+# $p_\theta(path) = p_{ref}(path)\, e^{\beta r(x_0)} / Z$, then along every path
 #
 # <!-- eq: perfect-fit-constant-ratio | derived here -->
 # $$
 # \log p_{ref}(path) + \beta\, r(x_0) - \log p_\theta(path) = \log Z ,
 # $$
 #
-# the same number for all paths, and weights made of the left-hand side would all be equal: 100 %. Below
-# about 5 % the model is lost, its paths carry no usable weights, and `rgdm.fit` says so, drops them and
-# finishes on the earlier samples.
+# the same number for all paths, and weights made of the left-hand side would all be equal: 100 %. **Predict:** does a
+# *perfect* denoiser of the payoff get there?
+
+# %%
+def path_ess_of_exact(T, n=4000):
+    """Path ESS of paths of the payoff's exact denoiser, back from the ring's exact denoiser."""
+    chain = Diffusion(schedules.cosine(T))
+    of_ring, of_payoff = (law.denoiser(chain.schedule) for law in (world, exact))
+    path = chain.trajectory(of_payoff, torch.randn(n, 2))
+    log_ratio = chain.log_prob(of_ring, path) - chain.log_prob(of_payoff, path)
+    log_weight = log_ratio.double().sum(1) + reward(path.x[-1]).double() / tau
+    return payoff.effective_sample_size(log_weight) / n
+
+
+exact_path_ess = {T: path_ess_of_exact(T) for T in (20, 100, 200)}
+print("path ESS of exact denoisers:", {T: f"{e:.0%}" for T, e in exact_path_ess.items()})
+if rounds[-1].path_ess is not None:
+    print(f"of our model, T = {settings.T}: {rounds[-1].path_ess:.0%}")
+assert exact_path_ess[20] < 0.85 < 0.95 < exact_path_ess[200] < 1
+run.metric("path_ess_exact", exact_path_ess[settings.T], "1", 4000,
+           f"path ESS of exact denoisers of ring and payoff, T = {settings.T}: the most that a perfect "
+           "fit can have")
+
+# %% [markdown]
+# No. A step of the payoff's chain is not Gaussian, a step of the model is, and what that costs adds up along the path.
+# Only as $T$ grows and the steps shrink does a perfect fit reach 100 %. So compare a path ESS with that of the exact
+# denoisers at the same $T$, not with 1. Below about 5 % the model is lost, its paths carry no usable weights, and
+# `rgdm.fit` says so, drops them and finishes on the earlier samples.
+#
+# Now the samples. They are drawn with `draw`, without noise in the last step, all three in the same way.
 
 # %%
 x_rgdm = draw(net)
@@ -534,17 +575,40 @@ run.figure(fig, "samples",
 #
 # and running over all $\tau$ draws the **frontier**: no distribution has more reward at the same KL. For
 # RGDM's model we estimate the KL of whole paths, the mean of $\log p_\theta - \log p_{ref}$ on its own paths. That
-# is at least the KL of $x_0$, so the point can only look worse than it is.
+# is at least the KL of $x_0$ alone, which moves the point to the right.
+#
+# Mind the reference. The point's KL is to the *network*, its frontier to the *ring*, which the network only
+# resembles. Against that curve the point may lie on either side, by the base model's error. The frontier that it
+# can only fall short of is the network's own: weights on samples of the network (paths' ends, with the last noise,
+# like the point's) give that one too, up to chance.
 
 # %%
 with torch.no_grad():
     path = diffusion.trajectory(net, torch.randn(4000, 2))
     kl = float((diffusion.log_prob(net, path) - diffusion.log_prob(base, path)).sum(1).mean())
 mean = float(reward(path.x[-1]).mean())
+r_base = reward(diffusion.trajectory(base, torch.randn(N, 2)).x[-1]).double()
+
+
+def own_frontier(t):
+    """(mean reward, KL) of the payoff distribution of the network's own samples."""
+    weight = log_weights(r_base, t).exp()
+    best = float(weight @ r_base)
+    return best, best / t - float(torch.logsumexp(r_base / t, 0)) + math.log(N)
+
+
 grid = [tau * 2 ** (i / 4) for i in range(-10, 20)]
 frontier = torch.tensor([world.frontier(reward, t) for t in grid])
+enough = [t for t in grid if payoff.effective_sample_size(log_weights(r_base, t)) > 100]
+of_network = torch.tensor([own_frontier(t) for t in enough])
+at_its_kl = [float(np.interp(kl, f[:, 1].flip(0), f[:, 0].flip(0))) for f in (frontier, of_network)]
+print(f"RGDM: mean reward {mean:.3f} at KL {kl:.3f}; frontier there: ring {at_its_kl[0]:.3f}, "
+      f"network {at_its_kl[1]:.3f}")
+
+# %%
 fig, ax = plt.subplots()
-ax.plot(frontier[:, 1], frontier[:, 0], label="exact frontier")
+ax.plot(frontier[:, 1], frontier[:, 0], label="exact frontier of the ring")
+ax.plot(of_network[:, 1], of_network[:, 0], "--", label="frontier of the network's samples")
 ax.plot(kl, mean, "o", label="RGDM")
 for k in (1, 2, 3):
     r_k, kl_k = world.frontier(reward, tau / k)
@@ -552,10 +616,11 @@ for k in (1, 2, 3):
 ax.set(xlabel="KL to the reference (nats)", ylabel="mean reward")
 ax.legend()
 run.figure(fig, "reward_kl_plane",
-           alt="Mean reward against KL to the reference: a rising, flattening curve; RGDM's dot lies close "
-               "to it at the first of three crosses; the crosses move on along the curve.",
-           see="RGDM lands near the point of its temperature, slightly off the frontier; naive iteration "
-               "passes through it and moves on, one temperature lower every round.")
+           alt="Mean reward against KL to the reference: a rising, flattening curve, with a dashed one close "
+               "to it; RGDM's dot lies near them at the first of three crosses; the crosses move on "
+               "along the curve.",
+           see="RGDM lands near the point of its temperature; naive iteration passes through it and moves "
+               "on, one temperature lower every round.")
 
 # %% [markdown]
 # ### Exercise 07.3: where naive iteration ends up
@@ -635,7 +700,7 @@ run.finish()
 # - **The weights grow with the dimension.** At a fixed temperature the effective share falls exponentially with
 #   the number of independent things the reward depends on. Two dimensions are kind.
 # - **Path weights are noisier than weights of $x_0$ would be.** A fit that is good in $x_0$ can still differ at
-#   many small steps, each costing path ESS. Watch that number; it falls back below 5 %.
+#   many small steps, each costing path ESS. Watch that number beside the exact denoisers'; `fit` falls back below 5 %.
 # - **The base model's errors are amplified.** The tilt multiplies the tail of $p_{ref}$; where the network's
 #   tail is wrong, so is the payoff it leads to. Weights are exact for the *network's* reference, not for the
 #   data's.
