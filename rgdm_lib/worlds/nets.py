@@ -11,7 +11,10 @@ from torch.nn import functional as F
 
 
 class TimeFeatures(nn.Module):
-    """Sines and cosines of t / T at ``size / 2`` frequencies from 1/2 to 32 turns, and t / T."""
+    """Sines and cosines of t / T at ``size / 2`` frequencies from 1/2 to 32 turns, and t / T.
+
+    ``size`` is even. An idea of Vaswani et al. 2017, section 3.5, for times in place of positions.
+    """
 
     def __init__(self, size: int, T: int):  # noqa: N803
         super().__init__()
@@ -52,7 +55,8 @@ class MLPDenoiser(nn.Module):
         self.out = nn.Linear(hidden, dim)
         nn.init.zeros_(self.out.weight)
 
-    def forward(self, x_t: Tensor, t: Tensor, cond: Any = None) -> Tensor:  # noqa: D102
+    def forward(self, x_t: Tensor, t: Tensor, cond: Any = None) -> Tensor:
+        """x_t (B, dim), t (B,) integers in 1..T, cond (B, cond_dim) or None -> eps (B, dim)."""
         time = self.time(t)
         h = self.embed(torch.cat([x_t, time] + ([] if cond is None else [cond]), 1))
         for layer, of_time in zip(self.layers, self.time_to_layer, strict=True):

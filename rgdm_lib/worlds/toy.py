@@ -16,6 +16,13 @@ from rgdm_lib.worlds import mixtures
 def moons(n: int, noise: float = 0.1) -> Tensor:
     """Two interleaved half circles of radius 1 with Gaussian noise, centred on the origin.
 
+    With an angle a, uniform on (0, pi), and a fair sign: sign (cos a - 1/2, sin a - 1/4), plus
+    noise. A mixture of Gaussians with a centre at every a (scikit-learn's ``make_moons``, moved).
+
+    Args:
+        n: number of points.
+        noise: standard deviation of the noise in each coordinate.
+
     Returns:
         (n, 2) float32.
     """
@@ -38,6 +45,11 @@ def ring(n: int) -> Tensor:
 
 def checkerboard(n: int, cells: int = 4, half_width: float = 1.6) -> Tensor:
     """Uniform on the dark squares of a board of ``cells`` x ``cells`` squares about the origin.
+
+    Args:
+        n: number of points.
+        cells: squares along a side, even.
+        half_width: half the length of a side.
 
     Returns:
         (n, 2) float32.
