@@ -253,7 +253,6 @@ for k, (name, law) in enumerate(laws.items()):
     right.bar(torch.arange(4) + (k - 1) * width, law.marginals()[0], width, label=name)
 right.set(xlabel="state $s_0$", ylabel="probability", xticks=range(4), ylim=(0, 0.55))
 right.legend(fontsize=8)
-fig.tight_layout()
 run.figure(
     fig,
     "soft_values",
