@@ -63,10 +63,24 @@ def _molecules(identity: str, metric: str, sentence: str, *bounds: tuple[str, fl
 CLAIMS = (
     _ddpm("quick", 3),
     _ddpm("laptop", 1.5),
+    *(
+        Claim(name, f"{way} at scale 1 samples the exact conditional law", "03_conditional_control",
+              metric, "laptop", (("<=", 2),))
+        for name, way, metric in (
+            ("conditional", "a network conditioned on the class", "conditional_over_floor"),
+            ("classifier", "guidance by a classifier of noisy states", "classifier_over_floor"),
+        )
+    ),
     Claim("reinforce-laptop", "REINFORCE agrees with the exact policy gradient of a finite chain, "
           "within three standard errors in four directions fixed beforehand",
           "04_denoising_as_an_mdp", "reinforce_gradient_error_over_standard_error", "laptop",
           ((">=", 0), ("<=", 3))),
+    *(
+        Claim(f"{kl}-kl", f"{what} finds the best single Gaussian of its kind for a payoff with "
+              "two modes", "05_max_entropy_link", f"{kl}_kl_fit_relative_error", "laptop",
+              (("<=", 0.01),))
+        for kl, what in (("forward", "imitation"), ("reverse", "play"))
+    ),
     _ring("quick", 4),
     _ring("laptop", 2),
     _molecules("molecules-stable", "base_mol_stable",
