@@ -380,3 +380,213 @@ def check_sigma(sigma):
 )
 def ddim_sigma(formula=DIFFUSION.step_std):
     check_sigma(formula)
+
+
+# ---- the way to the bound --------------------------------------------------------------------
+
+
+def path_terms(n=7):
+    """n random paths x_1, ..., x_T (n, T): log p(x_T), and q's and the model's steps, t = 1..T."""
+    x, std = 0.8 * normal(n, SHORT.T), short_std()
+    full = torch.cat([torch.full((n, 1), START, dtype=torch.float64), x], 1)
+    forward, backward = [], []
+    for t in range(1, SHORT.T + 1):
+        shrunk = SHORT.alpha[t].sqrt() * full[:, t - 1]
+        forward.append(Normal(shrunk, SHORT.beta[t].sqrt()).log_prob(full[:, t]))
+        backward.append(Normal(SLOPE * full[:, t] + SHIFT, std[t]).log_prob(full[:, t - 1]))
+    start = Normal(0.0, 1.0).log_prob(full[:, -1])
+    return x, start, torch.stack(forward), torch.stack(backward)
+
+
+@equation(
+    "bound-by-jensen",
+    mutations={
+        "ratio inverted": {"formula": lambda start, q, p: -start + (p - q).sum(0)},
+        "start left out": {"formula": lambda start, q, p: (q - p).sum(0)},
+        "sum from t = 2": {"formula": lambda start, q, p: -start + (q - p)[1:].sum(0)},
+        "mean over t": {"formula": lambda start, q, p: -start + (q - p).mean(0)},
+    },
+)
+def bound_by_jensen(formula=lambda start, q, p: -start + (q - p).sum(0)):
+    """On every path the bracket is log q - log p_theta, both as one Gaussian of the whole path."""
+    x, *steps = path_terms()
+    full = torch.cat([torch.full((len(x), 1), START, dtype=torch.float64), x], 1)
+    mean, covariance = joint_of_model()
+    log_q = posterior_of_data().log_prob(x)
+    close(formula(*steps), log_q - MultivariateNormal(mean, covariance).log_prob(full), 1e-9)
+
+
+def marginal(t, x):
+    """log q(x_t | x_0 = START)."""
+    ab = SHORT.alpha_bar[t]
+    return Normal(ab.sqrt() * START, (1 - ab).sqrt()).log_prob(x)
+
+
+@equation(
+    "forward-step-turned",
+    mutations={
+        "ratio inverted": {"formula": lambda back, now, before: back - now + before},
+        "ratio left out": {"formula": lambda back, now, before: back},
+        "denominator left out": {"formula": lambda back, now, before: back + now},
+    },
+)
+def forward_step_turned(formula=lambda back, now, before: back + now - before):
+    x, _, forward, _ = path_terms()
+    start = torch.full((len(x),), START, dtype=torch.float64)
+    for t in range(2, SHORT.T + 1):
+        before, now = x[:, t - 2], x[:, t - 1]
+        mean, variance = Diffusion(SHORT).posterior(start, now, t)
+        back = Normal(mean, variance.sqrt()).log_prob(before)
+        close(formula(back, marginal(t, now), marginal(t - 1, before)), forward[t - 1])
+
+
+@equation(
+    "telescoping-marginals",
+    mutations={
+        "down to x_0": {"formula": lambda m: m[-1]},
+        "one step short": {"formula": lambda m: m[-2] - m[0]},
+        "wrong way round": {"formula": lambda m: m[0] - m[-1]},
+    },
+)
+def telescoping_marginals(formula=lambda m: m[-1] - m[0]):
+    """And with it the bracket of Jensen's bound is the sum of log-ratios of the bound's terms."""
+    x, start, forward, backward = path_terms()
+    m = torch.stack([marginal(t, x[:, t - 1]) for t in range(1, SHORT.T + 1)])
+    close(formula(m), sum(m[i] - m[i - 1] for i in range(1, SHORT.T)))
+    given = torch.full((len(x),), START, dtype=torch.float64)
+    ratios = []
+    for t in range(2, SHORT.T + 1):
+        mean, variance = Diffusion(SHORT).posterior(given, x[:, t - 1], t)
+        ratios.append(Normal(mean, variance.sqrt()).log_prob(x[:, t - 2]) - backward[t - 1])
+    in_three = m[-1] - start + sum(ratios) - backward[0]
+    close(in_three, -start + (forward - backward).sum(0), 1e-9)
+
+
+def last(weight, constant):
+    """-log p_theta(x_0 | x_1) from the error of the noise."""
+    return lambda error: weight(SCHEDULE) * error.square().sum() + constant(len(error), SCHEDULE)
+
+
+def half_log(d, s):
+    return d / 2 * torch.log(2 * math.pi * s.beta[1])
+
+
+@equation(
+    "last-term",
+    mutations={
+        "alpha_1 forgotten": {"formula": last(lambda s: 0.5, half_log)},
+        "half left out": {"formula": last(lambda s: 1 / s.alpha[1], half_log)},
+        "one dimension": {
+            "formula": last(lambda s: 1 / (2 * s.alpha[1]), lambda d, s: half_log(1, s))
+        },
+        "no constant": {"formula": last(lambda s: 1 / (2 * s.alpha[1]), lambda d, s: 0.0)},
+        "standard deviation beta_1": {
+            "formula": last(lambda s: 1 / (2 * s.alpha[1]), lambda d, s: 2 * half_log(d, s))
+        },
+    },
+)
+def last_term(formula=last(lambda s: DIFFUSION.loss_weight("vlb")[1], half_log)):  # noqa: B008
+    """The density of the model's last step, its mean being the posterior's at x0_hat."""
+    x0, noise, guess = normal(3), normal(3), normal(3)
+    x_1 = DIFFUSION.q_sample(x0, 1, noise)
+    mean, _ = DIFFUSION.posterior(DIFFUSION.predict_x0(x_1, 1, guess), x_1, 1)
+    density = Normal(mean, SCHEDULE.beta[1].sqrt()).log_prob(x0).sum()
+    close(formula(noise - guess), -density, 1e-9)
+    close(1 / (2 * SCHEDULE.alpha[1]), DIFFUSION.loss_weight("vlb")[1])
+
+
+# ---- other laws of the times -----------------------------------------------------------------
+
+TIMES = torch.cat([torch.zeros(1), torch.linspace(3, 1, SCHEDULE.T)]).double()
+TIMES = TIMES / TIMES.sum()
+
+
+@equation(
+    "loss-under-times",
+    mutations={
+        "uniform times": {"formula": lambda p, error: error.mean()},
+        "p twice": {"formula": lambda p, error: (p**2 * error).sum() / (p**2).sum()},
+        "t off by one": {"formula": lambda p, error: (p[1:] * error[:-1]).sum()},
+    },
+)
+def loss_under_times(formula=lambda p, error: (p * error).sum()):
+    """The library's loss of a guess whose error is known: x_t itself, for x_0 ~ N(0, 1)."""
+    ab = SCHEDULE.alpha_bar[1:]
+    losses = DIFFUSION.loss(lambda x_t, t, cond: x_t, normal(100_000, 1), times=TIMES)
+    within(losses, formula(TIMES[1:], ab + (1 - (1 - ab).sqrt()) ** 2))
+
+
+def fit(inputs, p, target):
+    """Values that minimise sum_i p_i (target_i - inputs_i @ values)^2."""
+    root = p.sqrt()[:, None]
+    return torch.linalg.lstsq(root * inputs, root * target[:, None]).solution[:, 0]
+
+
+@equation(
+    "any-times-same-optimum",
+    mutations={
+        "the network does not see the time": {
+            "minimiser": lambda cell, place, p, noise: fit(one_hot(place), p, noise)[
+                place[first_of(cell)]
+            ]
+        },
+        "p on the guess": {
+            "minimiser": lambda cell, place, p, noise: fit(
+                p[:, None] * one_hot(cell), torch.ones_like(p), noise
+            )
+        },
+        "p on the noise": {
+            "minimiser": lambda cell, place, p, noise: fit(
+                one_hot(cell), torch.ones_like(p), p * noise
+            )
+        },
+    },
+)
+def any_times_same_optimum(minimiser=lambda cell, place, p, noise: fit(one_hot(cell), p, noise)):
+    """A finite case: x_t is seen as one of 3 places; a free value for each (t, place)."""
+    t = torch.arange(4).repeat_interleave(50)
+    noise = normal(200)
+    place = torch.bucketize(noise + normal(200) * (1 + t) / 2, torch.tensor([-0.5, 0.5]).double())
+    cell = 3 * t + place
+    p = torch.tensor([0.4, 0.3, 0.2, 0.1]).double()[t]
+    means = torch.stack([noise[cell == c].mean() for c in range(12)])
+    close(minimiser(cell, place, p, noise), means)
+
+
+def one_hot(index):
+    return torch.nn.functional.one_hot(index).double()
+
+
+def first_of(cell):
+    """Index of the first draw in each cell."""
+    return torch.stack([torch.nonzero(cell == c)[0, 0] for c in range(12)])
+
+
+# ---- eta = 1 ---------------------------------------------------------------------------------
+
+
+@equation(
+    "ddim-eta-one-is-ddpm",
+    mutations={
+        "beta for beta_tilde": {
+            "factor": lambda s, t: (1 - s.alpha_bar[t - 1] - s.beta[t]).clamp(min=0).sqrt()
+        },
+        "no alpha": {"factor": lambda s, t: (1 - s.alpha_bar[t - 1]) / (1 - s.alpha_bar[t]).sqrt()},
+        "no root below": {
+            "factor": lambda s, t: (
+                s.alpha[t].sqrt() * (1 - s.alpha_bar[t - 1]) / (1 - s.alpha_bar[t])
+            )
+        },
+    },
+)
+def ddim_eta_one_is_ddpm(
+    factor=lambda s, t: s.alpha[t].sqrt() * (1 - s.alpha_bar[t - 1]) / (1 - s.alpha_bar[t]).sqrt(),
+):
+    """The posterior's mean at x0_hat is sqrt(alpha_bar_s) x0_hat and this factor of the noise."""
+    s = SCHEDULE
+    for t in range(2, s.T + 1):
+        x_t, eps = torch.zeros(1).double(), torch.ones(1).double()
+        x0_hat = DIFFUSION.predict_x0(x_t, t, eps)
+        mean, _ = DIFFUSION.posterior(x0_hat, x_t, t)
+        close(s.alpha_bar[t - 1].sqrt() * x0_hat + factor(s, t) * eps, mean)
+        close(factor(s, t) ** 2, 1 - s.alpha_bar[t - 1] - s.posterior_variance[t])
