@@ -83,6 +83,8 @@ CLAIMS = (
     ),
     _ring("quick", 4),
     _ring("laptop", 2),
+    Claim("ring-moves", "RGDM moves the modes of the ring as far as the exact payoff does",
+          "07_rgdm", "mode_displacement_error_over_standard_error", "laptop", (("<=", 3),)),
     _molecules("molecules-stable", "base_mol_stable",
                "the base model's molecules are stable by EDM's rule, under a neutral sampler",
                (">=", 0.70)),
