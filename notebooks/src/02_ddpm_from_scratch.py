@@ -188,9 +188,11 @@ print("fresh data, one set each, score", " ".join(f"{value:.2f}" for value in si
 #
 # <!-- eq: variational-bound | Ho et al. 2020, eq. 5 -->
 # $$
-# -\log p_\theta(x_0) \;\le\; \mathrm{KL}\big(q(x_T | x_0) \,\|\, p(x_T)\big)
-#  + \sum_{t=2}^{T} E_q\, \mathrm{KL}\big(q(x_{t-1} | x_t, x_0) \,\|\, p_\theta(x_{t-1} | x_t)\big)
-#  - E_q \log p_\theta(x_0 | x_1) .
+# \begin{aligned}
+# -\log p_\theta(x_0) \;\le\;\; & \mathrm{KL}\big(q(x_T | x_0) \,\|\, p(x_T)\big)
+#  + \sum_{t=2}^{T} E_q\, \mathrm{KL}\big(q(x_{t-1} | x_t, x_0) \,\|\, p_\theta(x_{t-1} | x_t)\big) \\
+#  & - E_q \log p_\theta(x_0 | x_1) .
+# \end{aligned}
 # $$
 #
 # The first term has no parameters, and notebook 01 made it tiny. Every term of the sum compares two
@@ -236,9 +238,11 @@ print("fresh data, one set each, score", " ".join(f"{value:.2f}" for value in si
 #
 # <!-- eq: last-term | derived here, with variance beta_1 -->
 # $$
-# -\log p_\theta(x_0 | x_1) = \frac{1}{2 \beta_1} \lVert x_0 - \hat x_0 \rVert^2 + \frac d2 \log(2 \pi \beta_1)
-#   = \underbrace{\frac{1}{2 \alpha_1}}_{\lambda_1}\, \lVert \varepsilon - \varepsilon_\theta(x_1, 1) \rVert^2
+# \begin{aligned}
+# -\log p_\theta(x_0 | x_1) & = \frac{1}{2 \beta_1} \lVert x_0 - \hat x_0 \rVert^2 + \frac d2 \log(2 \pi \beta_1) \\
+#   & = \underbrace{\frac{1}{2 \alpha_1}}_{\lambda_1}\, \lVert \varepsilon - \varepsilon_\theta(x_1, 1) \rVert^2
 #   + \frac d2 \log(2 \pi \beta_1) .
+# \end{aligned}
 # $$
 #
 # This $\lambda_1$ is the formula of $\lambda_t$ with $\beta_1$ in the place of $\tilde\beta_1$. So the whole bound is
@@ -272,6 +276,7 @@ run.metric("bound_term_error", worst, unit="1", n=T - 1,
            definition="largest relative difference between KL_t of two Gaussians and the two forms "
                       "of the weighted squared error, t = 2..T, float64")
 
+# %%
 x0, noise, wrong_noise = x0[:1], noise[:1], wrong_noise[:1]
 x0_hat = diffusion.predict_x0(diffusion.q_sample(x0, 1, noise), 1, wrong_noise)
 beta_1 = schedule.beta[1]
@@ -343,6 +348,7 @@ moved_shared = (minimiser(p, x_t[:, None]) - minimiser(uniform, x_t[:, None])).a
 print(f"uniform times or p: c_t moves by {float(moved):.0e}, one c for all by {float(moved_shared):.2f}")
 assert moved < 1e-10 < 1e-3 < moved_shared
 
+# %%
 # a guess whose error is known at each t: x_t itself, for x_0 ~ N(0, 1)
 error = alpha_bar + (1 - (1 - alpha_bar).sqrt()) ** 2
 losses = diffusion.loss(lambda x_t, t, cond: x_t, torch.randn(100_000, 1), times=p)
