@@ -17,6 +17,7 @@ GUARDS = [
     guards.no_errors,
     guards.no_machine_paths,
     guards.clean_outputs,
+    guards.whole_pictures,
     guards.equations,
     guards.unsolved,
     guards.size,

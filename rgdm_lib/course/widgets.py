@@ -5,6 +5,8 @@ while it waits for the kernel's reply. Now and then it then misses the reply, an
 waits for ever. A picture that is set from outside needs none of that, and does not flicker.
 """
 
+import base64
+import html
 import io
 from collections.abc import Callable
 
@@ -19,14 +21,17 @@ def explore(draw: Callable[..., "plt.Figure"], **sliders: ipywidgets.Widget) -> 
     ``sliders`` maps the arguments of ``draw`` to widgets that have a value; an argument's name is
     its slider's label unless it has one. ``draw`` returns a figure, which is closed here.
     """
-    picture = ipywidgets.Image(format="png")
+    picture = ipywidgets.HTML()
 
     def redraw(_change: object = None) -> None:
-        figure = draw(**{name: slider.value for name, slider in sliders.items()})
+        values = {name: slider.value for name, slider in sliders.items()}
+        figure = draw(**values)
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png")
         plt.close(figure)
-        picture.value = buffer.getvalue()
+        alt = "The figure for " + ", ".join(f"{name} = {value}" for name, value in values.items())
+        data = base64.b64encode(buffer.getvalue()).decode()
+        picture.value = f'<img alt="{html.escape(alt)}" src="data:image/png;base64,{data}">'
 
     for name, slider in sliders.items():
         slider.description = slider.description or name
