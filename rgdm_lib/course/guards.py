@@ -10,6 +10,7 @@ import nbformat
 from nbformat import NotebookNode
 
 from rgdm_lib.course import bootstrap as common
+from rgdm_lib.course.marks import EQUATION
 from rgdm_lib.course.source import Cell, SourceError, notebook_cells
 
 MAX_BYTES = 1_500_000
@@ -20,7 +21,6 @@ _MACHINE = re.compile(
     r"(?<![\w.:/])/(?:home|root|Users|tmp|private|var|opt|mnt|work|workspace|content)/[\w.~-]+"
     r"|\b[A-Za-z]:\\\\?Users\b|site-packages|\bat 0x[0-9a-f]{6,}"
 )
-_EQUATION = re.compile(r"<!-- eq: ([a-z0-9]+(?:-[a-z0-9]+)*) \| (\S.*?) -->")
 _IMAGE = re.compile(r"<img\b[^>]*>")
 _ALT = re.compile(r'\balt="\s*[^"\s]')
 _PNG = re.compile(r'src="data:image/png;base64,([^"]*)"')
@@ -211,7 +211,7 @@ def _scan_equations(nb: NotebookNode) -> tuple[dict[str, str], list[str]]:
                 problems.append(f"cell {number}: '$$' must start its line: {text!r}")
                 continue
             above = lines[i - 1].strip() if i else ""
-            match = _EQUATION.fullmatch(above)
+            match = EQUATION.fullmatch(above)
             if match is None:
                 if above != _DEFINITION:
                     problems.append(

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import jupytext
 
-from rgdm_lib.course import bootstrap
+from rgdm_lib.course import bootstrap, marks
 
 BEGIN = "### BEGIN SOLUTION"
 END = "### END SOLUTION"
@@ -51,7 +51,11 @@ def solved_cells(text: str) -> list[Cell]:
 
 
 def notebook_cells(text: str, *, solutions: bool = True) -> list[Cell]:
-    """Cells of the built notebook: stubs, each solution in a collapsed cell after its check."""
+    """Cells of the built notebook: stubs, each solution in a collapsed cell after its check.
+
+    Equations with a test get their mark (``marks.mark``).
+    """
+    tested = marks.tested()
     cells: list[Cell] = []
     pending: Cell | None = None
     for cell in read_cells(text):
@@ -62,6 +66,8 @@ def notebook_cells(text: str, *, solutions: bool = True) -> list[Cell]:
             cells.append(Cell(cell.kind, stub, cell.tags))
             pending = Cell("markdown", _details(_number(cell), solution), ("solution",))
             continue
+        if cell.kind == "markdown":
+            cell = Cell(cell.kind, marks.mark(cell.source, tested), cell.tags)
         cells.append(cell)
         if "check" in cell.tags:
             if pending is None:
