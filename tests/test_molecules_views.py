@@ -13,6 +13,7 @@ import pytest
 from hand_made_molecules import from_smiles
 
 from rgdm_lib.molecules import views
+from rgdm_lib.molecules.data import MoleculeSet
 
 matplotlib.use("agg")
 
@@ -127,3 +128,10 @@ def test_view_3d_shows_a_still_picture_until_its_script_is_there():
     png = base64.b64decode(container.split("base64,")[1].split('"')[0])
     pixels = matplotlib.image.imread(io.BytesIO(png))
     assert pixels.shape[:2] == (150, 200) and pixels[..., :3].std() > 0.05
+
+
+def test_a_lone_hydrogen_is_drawn_without_a_warning(capfd):
+    water = from_smiles("O")
+    far = np.concatenate([water.positions, [[50.0, 0.0, 0.0]]])
+    views.grid(MoleculeSet([4], [*water.numbers, 1], far), rule="edm")
+    assert capfd.readouterr().err == ""

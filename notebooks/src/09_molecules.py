@@ -320,7 +320,9 @@ for ax, sd in zip(axes, (0.5, 1.4), strict=True):
     for eta in (1.0, 1.5, 3.0):
         ax.semilogx(counts, [width(eta, k, sd) for k in counts], "o-", label=f"$\\eta$ = {eta:g}")
     ax.axhspan(0.98, 1.02, color="0.9")
-    ax.set(xlabel="sampling steps", title=f"Gaussian of sd {sd}", xticks=counts, xticklabels=counts)
+    ax.set(xlabel="sampling steps", title=f"Gaussian of sd {sd}")
+    ax.set_xticks(counts, counts)
+    ax.minorticks_off()
 axes[0].set_ylabel("width of the samples / true width")
 axes[0].legend()
 run.figure(

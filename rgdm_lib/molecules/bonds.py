@@ -152,9 +152,15 @@ def is_connected(molecule: Chem.Mol) -> bool:
     return len(Chem.GetMolFrags(molecule)) == 1
 
 
+def implicit_hydrogens(molecule: Chem.Mol) -> Chem.Mol:
+    """The molecule with its hydrogens implicit; RDKit keeps one without a neighbour, quietly."""
+    with rdBase.BlockLogs():
+        return Chem.RemoveHs(molecule)
+
+
 def smiles(molecule: Chem.Mol) -> str:
     """Canonical SMILES without stereo marks, hydrogens implicit, as RDKit writes it."""
-    return Chem.MolToSmiles(Chem.RemoveHs(molecule), isomericSmiles=False)
+    return Chem.MolToSmiles(implicit_hydrogens(molecule), isomericSmiles=False)
 
 
 def _atoms(positions: np.ndarray, numbers: np.ndarray) -> Chem.RWMol:

@@ -49,7 +49,7 @@ SAMPLES = {"quick": 40, "laptop": 10_000, "full": 10_000}
 STEPS = {"quick": 10, "laptop": SAMPLING_STEPS, "full": SAMPLING_STEPS}
 GUIDANCE = {
     "quick": {"steps": 20, "batch": 16},
-    "laptop": {"steps": 16_000, "batch": 64},
+    "laptop": {"steps": 4_000, "batch": 64},
     "full": {"steps": 100_000, "batch": 256},
 }
 # effective sample size in % of the samples with a value; 100 is the control: equal weights

@@ -36,7 +36,7 @@ def per_molecule(function: Callable[[Chem.Mol], float], rule: str = "stable") ->
             if molecule is None or not bonds.is_connected(molecule) or _is_open(molecule):
                 continue
             try:
-                values[i] = float(function(Chem.RemoveHs(molecule)))
+                values[i] = float(function(bonds.implicit_hydrogens(molecule)))
             except Exception:  # noqa: BLE001  whatever goes wrong in one must not lose the batch
                 continue
         device = batch.device if isinstance(batch, torch.Tensor) else "cpu"

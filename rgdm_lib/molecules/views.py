@@ -83,7 +83,7 @@ def grid(
         if molecule is None:
             legends[i] = f"{formula(molecules, i)}, not valid {legends[i]}".strip()
             continue
-        flat = Chem.RemoveHs(molecule)
+        flat = bonds.implicit_hydrogens(molecule)
         rdDepictor.Compute2DCoords(flat)
         drawn[i] = flat
     columns = min(columns, len(molecules))
