@@ -190,6 +190,8 @@ def test_ctrl_c_is_one_line_and_leaves_no_orphan(
     process = subprocess.Popen(
         [sys.executable, "-c", ALLOWING_PATHS, command, *folders],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        # a test run in the background of a shell ignores Ctrl-C, and so would its children
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )  # fmt: skip
     awaited = tmp_path / "runtime" / "*.json" if early else note
     deadline = time.monotonic() + 60

@@ -1,6 +1,7 @@
 """Make a notebook from its source: stub, execute, clean, keep its cell ids."""
 
 import re
+import subprocess
 import tempfile
 from pathlib import Path
 
@@ -83,7 +84,9 @@ def execute(nb: NotebookNode, timeout: int = 900) -> None:
         try:
             # cell by cell: `client.execute` would take Ctrl-C for itself and call the kernel dead
             client.reset_execution_trackers()
-            with client.setup_kernel():
+            # its process' own stderr is dropped: a kernel that Ctrl-C stops while it starts, in a
+            # folder that is gone by then, would print a traceback. Cells write by messages
+            with client.setup_kernel(stderr=subprocess.DEVNULL):
                 for index, cell in enumerate(nb.cells):
                     client.execute_cell(cell, index)
         except CellExecutionError as problem:
