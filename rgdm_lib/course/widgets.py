@@ -29,7 +29,11 @@ def explore(draw: Callable[..., "plt.Figure"], **sliders: ipywidgets.Widget) -> 
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png")
         plt.close(figure)
-        alt = "The figure for " + ", ".join(f"{name} = {value}" for name, value in values.items())
+        shown = (
+            f"{name} = {format(v, '.4g') if isinstance(v, float) else v}"
+            for name, v in values.items()
+        )
+        alt = "The figure for " + ", ".join(shown)
         data = base64.b64encode(buffer.getvalue()).decode()
         picture.value = f'<img alt="{html.escape(alt)}" src="data:image/png;base64,{data}">'
 

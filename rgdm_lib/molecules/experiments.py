@@ -42,7 +42,7 @@ NETWORKS = {
 DATA = {"quick": "heavy7", "laptop": "heavy7", "full": "full"}
 TRAINING = {
     "quick": {"steps": 60, "batch": 16, "log_every": 5, "save_every": 0.0},
-    "laptop": {"steps": 90_000, "batch": 64, "log_every": 100, "save_every": 120.0},
+    "laptop": {"steps": 84_000, "batch": 64, "log_every": 100, "save_every": 120.0},
     "full": {"steps": 400_000, "batch": 256, "log_every": 100, "save_every": 120.0},
 }
 SAMPLES = {"quick": 40, "laptop": 10_000, "full": 10_000}
