@@ -1,0 +1,150 @@
+"""Policy gradients through the reverse chain: REINFORCE, DDPO, DPOK.
+
+The chain is a policy whose steps have exact log-probabilities: the gradient of E[r(x_0)] is
+E[sum_t A_t grad log p_theta(x_s | x_t)] (Williams 1992; Black et al. 2023, arXiv 2305.13301,
+section 4.3, "DDPO_SF"). Several gradient steps on one round of paths need the ratio to the policy
+that drew them, clipped step by step ("DDPO_IS" there). ``tau`` adds the divergence to the reference
+(Fan et al. 2023, arXiv 2305.16381, "DPOK"): E[r] - tau KL(p_theta || p_ref) over paths, highest at
+the payoff distribution. DPOK leaves out that a step also decides which KL comes after it; here A_t
+counts that, so that the gradient is the objective's own.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from rgdm_lib.diffusion import Denoiser, Diffusion, Trajectory
+from rgdm_lib.payoff import Reward, check_sizes, has_value
+from rgdm_lib.training import Trainer
+
+
+class Round(NamedTuple):
+    """Gradient steps and reward evaluations so far; of the round's paths, drawn before its gradient
+    steps, the mean reward and the mean of sum_t KL(p_theta(x_s | x_t) || p_ref(x_s | x_t)), nats.
+    """
+
+    step: int
+    evaluations: int
+    reward: float
+    kl: float
+
+
+def _noise(diffusion: Diffusion, denoiser: Denoiser, path: Trajectory) -> Tensor:
+    """(S, B, ...) (x_s - mean) / std of each step: the noise that makes a model take this path."""
+    rows = []
+    for i, (t, s) in enumerate(zip(path.t[:-1], path.t[1:], strict=True)):
+        x = path.x[i]
+        eps = denoiser(x, torch.full((len(x),), t, device=x.device), None)
+        mean, _, _ = diffusion.step(x, t, s, eps)
+        rows.append((path.x[i + 1] - mean) / diffusion.path_std(t, s))
+    return torch.stack(rows)
+
+
+def _half_square(noise: Tensor) -> Tensor:
+    """(S, B): of a model's noise -log p of each step, up to a constant; of a difference, the KL."""
+    return noise.square().flatten(2).sum(2) / 2
+
+
+def surrogate(new: Tensor, old: Tensor, advantage: Tensor, clip: float | None = None) -> Tensor:
+    """What to maximise: min(ratio A, clip(ratio, 1 - clip, 1 + clip) A), per step.
+
+    Schulman et al. 2017 (arXiv 1707.06347), equation 7. At new = old the gradient is REINFORCE's.
+    """
+    ratio = (new - old).exp()
+    if clip is None:
+        return ratio * advantage
+    return torch.minimum(ratio * advantage, ratio.clamp(1 - clip, 1 + clip) * advantage)
+
+
+def advantages(reward: Tensor, kl: Tensor, tau: float, normalise: bool = False) -> Tensor:
+    """(S, n) r - tau (KL of the steps after this one), less its mean over the paths.
+
+    ``reward`` is (n,), ``kl`` (S, n), first step first. ``normalise`` divides by the standard
+    deviation, as published: the step no longer depends on the reward's scale, but with tau > 0 the
+    target does. It is that of tau times the deviation, which falls as the policy narrows.
+    """
+    later = kl.flip(0).cumsum(0).flip(0) - kl
+    gain = reward - tau * later
+    gain = gain - gain.mean(1, keepdim=True)
+    return gain / (gain.std(correction=0) + 1e-8) if normalise else gain
+
+
+def fit(
+    denoiser: nn.Module,
+    diffusion: Diffusion,
+    x_T_fn: Callable[[int], Tensor],  # noqa: N803
+    reward_fn: Reward,
+    *,
+    rounds: int,
+    n: int = 256,
+    steps: int | None = None,
+    batches: int = 1,
+    epochs: int = 1,
+    clip_ratio: float | None = None,
+    tau: float = 0.0,
+    normalise: bool = False,
+    **trainer: Any,
+) -> Iterator[Round]:
+    """Train ``denoiser``, in place, to raise E[r] - tau KL(p_theta || p_ref).
+
+    REINFORCE as it stands; DDPO with ``clip_ratio``, ``normalise`` and more batches or epochs.
+    Paths whose reward is not finite are evaluations, and left out. A reward of 0 leaves the weights
+    as they are, bit for bit.
+
+    Args:
+        denoiser, diffusion: the network, which is now the reference, and its diffusion.
+        x_T_fn, reward_fn: n to the start x_T (n, ...); x_0 to rewards (n,).
+        rounds, n, steps: rounds, paths drawn in each, steps of a path (None: all T).
+        batches, epochs: a round's paths are split into this many random batches, a gradient step
+            each, and this is done so often.
+        clip_ratio: largest distance of a ratio from 1, above 0; None: any.
+        tau, normalise: see ``advantages``; with tau = 0 nothing holds the policy back.
+        trainer: options of ``training.Trainer``, which spans all rounds. Its average is not used:
+            the model that drew the paths must be the one that is moved.
+
+    Raises ValueError: an option out of range, a round with fewer finite rewards than batches.
+    """
+    if min(rounds, n, batches, epochs) < 1 or tau < 0 or (clip_ratio or 1) < 0:
+        counts = f"rounds, n, batches, epochs = {rounds}, {n}, {batches}, {epochs}"
+        raise ValueError(f"{counts}: 1 or more; tau = {tau}: >= 0; clip_ratio = {clip_ratio}: > 0")
+    reference = copy.deepcopy(denoiser).eval()
+    queue: list[tuple[Trajectory, Tensor, Tensor]] = []
+
+    def kl_to_reference(noise: Tensor, path: Trajectory) -> Tensor:
+        with torch.no_grad():
+            of_reference = _noise(diffusion, reference, path)
+        return _half_square(noise - of_reference)
+
+    def loss(net: nn.Module) -> Tensor:
+        path, old, gain = queue.pop()
+        noise = _noise(diffusion, net, path)
+        objective = surrogate(-_half_square(noise), old, gain, clip_ratio)
+        if tau > 0:
+            objective = objective - tau * kl_to_reference(noise, path)
+        return -objective.sum(0)
+
+    run = Trainer(denoiser, loss, rounds * batches * epochs, **{"warmup": 0} | trainer)
+    for k in range(rounds):
+        denoiser.eval()
+        path = diffusion.trajectory(denoiser, x_T_fn(n), steps)
+        reward = reward_fn(path.x[-1])
+        check_sizes(n, reward=reward)
+        valued = has_value(reward)
+        if int(valued.sum()) < batches:
+            raise ValueError(f"only {int(valued.sum())} of {n} rewards are finite: draw more paths")
+        path, reward = Trajectory(path.t, path.x[:, valued]), reward[valued].to(path.x)
+        with torch.no_grad():
+            noise = _noise(diffusion, denoiser, path)
+        old, kl = -_half_square(noise), kl_to_reference(noise, path)
+        gain = advantages(reward, kl, tau, normalise)
+        for _ in range(epochs):
+            for i in torch.randperm(len(reward), device=reward.device).tensor_split(batches):
+                queue.append((Trajectory(path.t, path.x[:, i]), old[:, i], gain[:, i]))
+        run.run(until=run.step + len(queue), progress=False)
+        denoiser.eval()
+        yield Round(run.step, (k + 1) * n, float(reward.mean()), float(kl.sum(0).mean()))
