@@ -1,0 +1,1 @@
+"""3-D shapes as point clouds: data, metrics, rewards."""

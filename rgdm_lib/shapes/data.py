@@ -1,0 +1,200 @@
+"""Sets of point clouds: the parametric shapes in fixed parts, and a reader's own ShapeNet files."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rgdm_lib.shapes import parametric
+
+# the classifier that rewards, the one that judges and the generator see different shapes
+PARTS = ("train", "validation", "test", "classifier", "judge")
+
+SYNSETS = {"plane": "02691156", "chair": "03001627", "table": "04379243", "car": "02958343"}
+
+
+@dataclass(frozen=True)
+class ShapeSet:
+    """Point clouds with classes and, where shapes are parametric, their parameters.
+
+    Args:
+        points: (n, N, 3) float32.
+        label: (n,) index into ``classes``.
+        classes: names.
+        parameters: by class, the parameters of its shapes in their order here.
+
+    Raises:
+        ValueError: shapes that do not fit; a coordinate that is not finite (the cloud is named).
+    """
+
+    points: Tensor
+    label: Tensor
+    classes: tuple[str, ...] = parametric.CLASSES
+    parameters: dict[str, parametric.Parameters] | None = None
+
+    def __post_init__(self) -> None:
+        if self.points.ndim != 3 or self.points.shape[2] != 3:
+            raise ValueError(f"points of shape {tuple(self.points.shape)}, wanted (n, N, 3)")
+        if self.label.shape != (len(self.points),):
+            raise ValueError(f"{len(self.points)} clouds, but labels {tuple(self.label.shape)}")
+        bad = ~torch.isfinite(self.points).flatten(1).all(1)
+        if bool(bad.any()):
+            raise ValueError(f"cloud {int(bad.nonzero()[0])} has coordinates that are not finite")
+
+    def __len__(self) -> int:
+        return len(self.points)
+
+    def of(self, kind: str) -> Tensor:
+        """The clouds (n, N, 3) of one class."""
+        return self.points[self.label == self.classes.index(kind)]
+
+
+def shapes(
+    part: str, n: int, points: int = 512, classes: tuple[str, ...] = parametric.CLASSES
+) -> ShapeSet:
+    """The first n parametric shapes of each class of a part; the same at every call.
+
+    A part has its own stream of random numbers for each class, so that it can be made longer
+    without a change to what it had, and no shape is in two parts. The points on a shape depend on
+    n and ``points``.
+
+    Raises:
+        ValueError: a part or class that does not exist.
+    """
+    if part not in PARTS:
+        raise ValueError(f"no part {part!r}; there are {', '.join(PARTS)}")
+    clouds, label, parameters = [], [], {}
+    for k, kind in enumerate(classes):
+        stream = 1000 * PARTS.index(part) + parametric.CLASSES.index(kind)
+        parameters[kind] = parametric.draw_parameters(kind, n, stream)
+        generator = torch.Generator().manual_seed(500 + stream)
+        clouds.append(parametric.clouds(kind, parameters[kind], points, generator))
+        label.append(torch.full((n,), k))
+    return ShapeSet(torch.cat(clouds), torch.cat(label), classes, parameters)
+
+
+def require_disjoint(*sets: ShapeSet) -> None:
+    """Refuse sets that share a cloud or a parametric shape.
+
+    Raises:
+        ValueError: two sets, or one set twice, hold the same shape.
+    """
+    seen: dict[bytes, int] = {}
+    for number, one in enumerate(sets):
+        rows = [cloud.numpy().tobytes() for cloud in one.points]
+        for kind, values in (one.parameters or {}).items():
+            table = torch.stack(list(values.values()), 1).numpy()
+            rows += [kind.encode() + row.tobytes() for row in table]
+        for row in rows:
+            if seen.get(row, number) != number:
+                raise ValueError(f"sets {seen[row]} and {number} share a shape")
+            seen[row] = number
+
+
+@dataclass(frozen=True)
+class Normalisation:
+    """Per-axis mean and standard deviation, of the training part only.
+
+    Attributes:
+        mean, std: (3,).
+        source: what they are the statistics of; goes into the metrics.
+    """
+
+    mean: Tensor
+    std: Tensor
+    source: str
+
+    @classmethod
+    def of(cls, clouds: Tensor, source: str) -> Normalisation:
+        """Statistics over all points of clouds (n, N, 3).
+
+        Raises:
+            ValueError: an axis along which nothing varies.
+        """
+        flat = clouds.reshape(-1, 3).double()
+        std = flat.std(0)
+        if not bool((std > 0).all()):
+            raise ValueError(f"standard deviations {std.tolist()}: an axis is flat")
+        return cls(flat.mean(0).float(), std.float(), source)
+
+    def apply(self, clouds: Tensor) -> Tensor:
+        """To mean 0, standard deviation 1 per axis over the training part."""
+        return (clouds - self.mean) / self.std
+
+    def undo(self, clouds: Tensor) -> Tensor:
+        """Back to the clouds' own unit."""
+        return clouds * self.std + self.mean
+
+
+def to_bounding_box(clouds: Tensor) -> Tensor:
+    """``shape_bbox`` (Luo & Hu 2021): each cloud's bounding box centred, its longest side 2."""
+    low, high = clouds.amin(1, keepdim=True), clouds.amax(1, keepdim=True)
+    return (clouds - (low + high) / 2) / ((high - low).amax(2, keepdim=True) / 2)
+
+
+def to_global_unit(clouds: Tensor, training: Tensor) -> Tensor:
+    """``global_unit`` (PointFlow, Yang et al. 2019): mean per axis, one standard deviation for all.
+
+    Both are those of the training part; a cloud's own size stays.
+    """
+    flat = training.reshape(-1, 3)
+    return (clouds - flat.mean(0)) / flat.std()
+
+
+def load_shapenet(root: str | Path, kind: str, part: str, points: int = 2048) -> Tensor:
+    """Clouds of PointFlow's ``ShapeNetCore.v2.PC15k`` layout: ``root/SYNSET/PART/ID.npy``.
+
+    Files hold (15000, 3); the first 10,000 points are for training, the last 5,000 for testing
+    (PointFlow's rule), and of these the first ``points`` are taken. y points up there: the axes
+    are turned so that z does, as everywhere here.
+
+    Args:
+        root: folder with the synsets' folders.
+        kind: a class of ``SYNSETS``, or a synset id.
+        part: train, val or test.
+        points: points a cloud.
+
+    Returns:
+        (n, points, 3) float32, in the order of the file names.
+
+    Raises:
+        FileNotFoundError: no such folder; what the root does hold is said.
+        ValueError: no such part, or a file that is truncated, has too few points or a NaN (named).
+    """
+    if part not in ("train", "val", "test"):
+        raise ValueError(f"no part {part!r}: PointFlow's are train, val and test")
+    root = Path(root)
+    folder = root / SYNSETS.get(kind, kind) / part
+    files = sorted(folder.glob("*.npy"))
+    if not files:
+        there = sorted(f.name for f in root.iterdir() if f.is_dir()) if root.is_dir() else []
+        raise FileNotFoundError(
+            f"no .npy files in {folder}; {root} holds {', '.join(there[:10]) or 'no folders'}:"
+            f" give the folder that holds synset ids such as {SYNSETS['chair']} (chair)"
+        )
+    first, last = (0, 10_000) if part == "train" else (10_000, 15_000)
+    if points > last - first:
+        raise ValueError(f"points = {points}: this part of a file has {last - first}")
+    clouds = []
+    for file in files:
+        try:
+            cloud = np.load(file, allow_pickle=False)
+        except (ValueError, OSError, EOFError) as reason:
+            raise ValueError(
+                f"{file} is truncated or no array ({reason}): copy it again"
+            ) from reason
+        if cloud.ndim != 2 or cloud.shape[1] != 3 or len(cloud) < first + points:
+            raise ValueError(
+                f"{file} holds an array {cloud.shape}, wanted (15000, 3): use the files of"
+                f" ShapeNetCore.v2.PC15k, or at most {max(0, len(cloud) - first)} points"
+            )
+        cloud = cloud[first : first + points]
+        if not np.isfinite(cloud).all():
+            raise ValueError(f"{file} has coordinates that are not finite: remove or copy it again")
+        clouds.append(torch.from_numpy(cloud.astype(np.float32)))
+    turned = torch.stack(clouds)
+    return torch.stack([turned[..., 0], -turned[..., 2], turned[..., 1]], -1)

@@ -1,0 +1,129 @@
+"""Rewards on point clouds, (B, N, 3) -> (B,): functions of the points alone, none needs a gradient.
+
+z points up (``parametric``). Lengths are in the clouds' unit.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+Reward = Callable[[Tensor], Tensor]
+
+
+def _check(clouds: Tensor) -> None:
+    if clouds.ndim != 3 or clouds.shape[2] != 3:
+        raise ValueError(f"clouds of shape {tuple(clouds.shape)}, a reward takes (B, N, 3)")
+
+
+def standing_margin(clouds: Tensor, sole: float = 0.12, directions: int = 120) -> Tensor:
+    """How far the centre of mass lies inside the support polygon, (B,); below 0 the shape falls.
+
+    The support polygon is the convex hull of the points at most ``sole`` above the lowest one. A
+    hull is where its support function is: the distance of a point inside to its edge is the least,
+    over directions u, of max_i u . p_i - u . c. (Outside it is negative, and minus the distance
+    wherever an edge and no corner is nearest.)
+
+    Args:
+        clouds: (B, N, 3); every point weighs the same.
+        sole: height of the layer that touches the ground.
+        directions: over the full turn.
+
+    Raises:
+        ValueError: not (B, N, 3).
+    """
+    _check(clouds)
+    angle = 2 * math.pi / directions * torch.arange(directions, dtype=clouds.dtype)
+    turn = torch.stack([angle.cos(), angle.sin()])  # (2, directions)
+    height = clouds[..., 2]
+    ground = height <= height.amin(1, keepdim=True) + sole
+    support = (clouds[..., :2] @ turn).masked_fill(~ground[..., None], -math.inf).amax(1)
+    return (support - clouds[..., :2].mean(1) @ turn).amin(1)
+
+
+def stands(clouds: Tensor) -> Tensor:
+    """1 for a shape that stands, 0 for one that falls, (B,)."""
+    return (standing_margin(clouds) >= 0).to(clouds.dtype)
+
+
+def _nearest(a: Tensor, b: Tensor) -> Tensor:
+    """Distance from each point of a to the nearest of b, (B, N)."""
+    return torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist").amin(2)
+
+
+def symmetry(clouds: Tensor) -> Tensor:
+    """Minus the mean distance of a cloud, mirrored at x = 0, to itself, (B,); 0 at best.
+
+    A finite sample of a symmetric surface is not symmetric: compare with ``parametric`` shapes.
+    """
+    _check(clouds)
+    return -_nearest(clouds * clouds.new_tensor([-1.0, 1.0, 1.0]), clouds).mean(1)
+
+
+def proportion(clouds: Tensor) -> Tensor:
+    """Width over height, (B,): extent along x over extent along z."""
+    _check(clouds)
+    extent = clouds.amax(1) - clouds.amin(1)
+    return extent[:, 0] / extent[:, 2]
+
+
+def between(measure: Reward, low: float, high: float) -> Reward:
+    """0 where low <= measure <= high, else minus the distance to that range.
+
+    Raises:
+        ValueError: low is not below high.
+    """
+    if not low < high:
+        raise ValueError(f"the range {low} to {high} is empty")
+
+    def reward(clouds: Tensor) -> Tensor:
+        value = measure(clouds)
+        return -torch.relu(low - value) - torch.relu(value - high)
+
+    return reward
+
+
+def connected(clouds: Tensor, reach: float = 0.25) -> Tensor:
+    """Share of the points in the largest piece, (B,), where points nearer than ``reach`` connect.
+
+    The pieces are found by spreading the smallest label over neighbours until nothing changes.
+    """
+    _check(clouds)
+    near = torch.cdist(clouds, clouds) < reach
+    n = clouds.shape[1]
+    label = torch.arange(n, device=clouds.device).expand(len(clouds), n)
+    while True:
+        spread = label[:, None].expand(-1, n, -1).masked_fill(~near, n).amin(2)
+        spread = torch.gather(spread, 1, spread)  # jump ahead: the label of one's label
+        if bool((spread == label).all()):
+            break
+        label = spread
+    count = torch.zeros(len(clouds), n, dtype=clouds.dtype, device=clouds.device)
+    count.scatter_add_(1, label, torch.ones_like(clouds[..., 0]))
+    return count.amax(1) / n
+
+
+def weighted_sum(*terms: tuple[float, Reward]) -> Reward:
+    """sum_k weight_k reward_k.
+
+    Raises:
+        ValueError: no term, or, when called, a reward that gives another number of values.
+    """
+    if not terms:
+        raise ValueError("a sum of rewards needs at least one (weight, reward)")
+
+    def reward(clouds: Tensor) -> Tensor:
+        values = []
+        for weight, term in terms:
+            value = term(clouds)
+            if value.shape != (len(clouds),):
+                raise ValueError(
+                    f"a reward gave {tuple(value.shape)} values for {len(clouds)} clouds"
+                )
+            values.append(weight * value)
+        return torch.stack(values).sum(0)
+
+    return reward
