@@ -11,10 +11,10 @@ and with r >= 0 the factor lies in [0, 1). Derived here; the negative half of Di
 al. 2025, arXiv 2509.16117) and tilt matching (``tilt_matching``) stand near it.
 
 A fixed point is no theorem of convergence. On a finite chain exact rounds get to p* (by test), but
-near a sample of reward r one of them closes only the share exp(-r / tau) of the gap: the exponential
-that no weight shows is in the number of rounds, and what each fit gets wrong is amplified as much.
-It needs eps_ref to be the denoiser of the reference's samples, and finite rewards: where p_ref has
-mass and p* has none, the identity above fails.
+near a sample of reward r one of them closes only the share exp(-r / tau) of the gap: the large
+factor that no weight shows is in the number of rounds, and what each fit gets wrong is amplified as
+much. It needs eps_ref to be the denoiser of the reference's samples, and finite rewards: where
+p_ref has mass and p* has none, the identity above fails.
 """
 
 from __future__ import annotations
