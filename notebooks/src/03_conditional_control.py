@@ -181,7 +181,7 @@ def sample_conditional(n, scale=1.0):
 
 
 def over_floor(model):
-    return metrics.mean_over_floor(model, exact.sample, settings.n, settings.draws)
+    return metrics.over_floor(model, exact.sample, settings.n, settings.draws)
 
 
 plain = conditional.classifier_free(network, 1.0)

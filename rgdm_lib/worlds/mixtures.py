@@ -72,10 +72,14 @@ class GaussianMixture:
         """(n, d) -> (n,), nats."""
         return torch.logsumexp(_log_joint(x, *self._parameters(x)), 1)
 
+    def responsibilities(self, x: Tensor) -> Tensor:
+        """Posterior probability of each component at each point: (n, d) -> (n, K)."""
+        return torch.softmax(_log_joint(x, *self._parameters(x)), 1)
+
     def score(self, x: Tensor) -> Tensor:
         """Gradient of ``log_prob``: (n, d) -> (n, d)."""
-        mean, variance, log_weight = self._parameters(x)
-        share = torch.softmax(_log_joint(x, mean, variance, log_weight), 1)
+        mean, variance, _ = self._parameters(x)
+        share = self.responsibilities(x)
         return (share[..., None] * (mean - x[:, None]) / variance[:, None]).sum(1)
 
     # ---- under diffusion -----------------------------------------------------------------
