@@ -554,6 +554,16 @@ def test_kl_of_a_wider_and_a_moved_gaussian(d):
         assert metrics.kl_to_mixture(x, one) == pytest.approx(exact, abs=0.05)
 
 
+@pytest.mark.parametrize("d, bias, tolerance", [(1, 0, 0.02), (2, -0.02, 0.03), (8, -1.0, 0.1)])
+def test_kl_of_a_law_that_the_fit_cannot_have(d, bias, tolerance):
+    """Uniform on a cube of side 2 against N(0, 0.5^2 I); in 8 dimensions its documented limit."""
+    torch.manual_seed(0)
+    x = 2 * torch.rand(10_000, d) - 1
+    exact = d * (-math.log(2) + math.log(2 * math.pi * 0.25) / 2 + (1 / 3) / 0.5)
+    estimate = metrics.kl_to_mixture(x, GaussianMixture(torch.zeros(1, d), 0.5))
+    assert estimate - exact == pytest.approx(bias, abs=tolerance)
+
+
 def test_what_the_kl_refuses():
     x = RING.sample(180)
     with pytest.raises(ValueError, match="20% of the points coincide"):

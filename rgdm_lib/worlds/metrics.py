@@ -158,9 +158,11 @@ def kl_to_mixture(x: Tensor, mixture: GaussianMixture) -> float:
     estimate gives for a sample of a mixture fitted to x and its own density, whose KL is 0: in 8
     dimensions that takes the bias (0.03 to 0.06 nats) away. Estimates that compare x with a sample
     of the mixture by neighbours (Wang, Kulkarni & Verdu, IEEE Trans. Inf. Theory 2009) are off by
-    0.4 nats there for a Gaussian that is 20 % too wide. The fit only corrects: q may be any law.
+    0.4 nats there for a Gaussian that is 20 % too wide. Uses torch's global generator.
+
     At n = 10,000, on exact payoffs of the known worlds and on wider, narrower and moved Gaussians,
-    the bias is below 0.01 and the standard deviation below 0.02. Uses torch's global generator.
+    the bias is below 0.02 and the standard deviation below 0.03. Laws unlike any such mixture come
+    out low where dimensions are many: a uniform cube by 0.02 nats in the plane, by 1.0 of 1.6 in 8.
 
     Raises:
         ValueError: values that are not finite, too few points, or points that coincide (resampled
