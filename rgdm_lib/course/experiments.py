@@ -11,6 +11,7 @@ EXPERIMENTS = {
     "molecules-base-samples": "rgdm_lib.molecules.experiments:sample_base",
     "molecules-qed": "rgdm_lib.molecules.experiments:guide_qed",
     "molecules-redraw": "rgdm_lib.molecules.experiments:redraw_qed",
+    "worlds-rivals": "rgdm_lib.worlds.experiments:compare_rivals",
 }
 
 

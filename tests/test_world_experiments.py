@@ -1,0 +1,110 @@
+"""The comparison's machinery, in preset quick: whole, resumable, and its judge is right."""
+
+import json
+import math
+
+import pytest
+import torch
+
+from rgdm_lib.course import experiments as registry
+from rgdm_lib.worlds import experiments, known
+
+WORLD = known.mixture8d_world()
+
+
+@pytest.fixture(scope="module")
+def judge():
+    return experiments.Judge(WORLD, 2000)
+
+
+def test_the_judge_knows_the_payoff_from_the_reference_and_from_half_a_mode(judge):
+    torch.manual_seed(0)
+    exact = WORLD.exact(experiments.SHARE)
+    mean, _ = WORLD.frontier(experiments.SHARE)
+    found = [judge(exact.sample) for _ in range(5)]
+    for one in found:
+        assert abs(one["reward"] - mean) < 0.1 and 0.4 < one["over_floor"] < 2.0
+        assert abs(one["mode_l1"]) < 0.1
+    assert abs(sum(one["mode_l1"] for one in found)) / 5 < 0.03
+    far = judge(WORLD.reference.sample)
+    assert far["over_floor"] > 5 and far["mode_l1"] > 0.5
+
+    def one_mode_lost(n):
+        x = exact.sample(8 * n)
+        return x[torch.cdist(x.double(), exact.means).argmin(1) != 0][:n]
+
+    assert judge(one_mode_lost)["mode_l1"] > 2 * float(exact.weights[0]) - 0.1
+    broken = judge(lambda n: torch.full((n, 8), math.nan))
+    assert broken == {"reward": None, "over_floor": None, "mode_l1": None}
+
+
+def test_evaluations_to_reach_need_the_reward_and_the_distance():
+    points = [(100, 0.5, 4.0), (200, 1.5, 6.0), (300, None, None), (400, 1.4, 2.0), (500, 2.0, 1.0)]
+    names = ("evaluations", "reward", "over_floor")
+    run = {"curve": [dict(zip(names, point, strict=True)) for point in points]}
+    assert experiments.evaluations_to_reach(run, 1.4, 3.0) == 400  # not 200: too far away
+    assert experiments.evaluations_to_reach(run, 1.5, 3.0) == 500
+    assert experiments.evaluations_to_reach(run, 2.1, 3.0) is None
+
+
+@pytest.mark.filterwarnings("ignore")  # 200 samples at an effective share of 10 % are few
+def test_the_whole_comparison_runs_once_and_goes_on_where_it_stopped(tmp_path, monkeypatch):
+    path = experiments.compare_rivals("quick", tmp_path)
+    table = json.loads(path.read_text())
+    assert set(table["methods"]) == set(experiments.METHODS)
+    assert abs(table["exact_reward"] - WORLD.frontier(10)[0]) < 1e-9
+    assert table["exact_denoiser"]["over_floor"] < 2 < table["base"]["over_floor"]
+    assert table["best_of_n"]["4"]["reward"] > table["base"]["reward"] + 0.5
+    for name, found in table["methods"].items():
+        assert [run["seed"] for run in found["runs"]] == [0, 1], name
+        assert found["runs"][0] in found["search"] and len(found["search"]) == 1
+        assert found["runs"][0]["curve"] != found["runs"][1]["curve"]  # seeds differ
+        for run in found["runs"]:
+            assert run["failure"] is None and run["curve"][-1]["evaluations"] == 400, name
+            assert all(math.isfinite(point["over_floor"]) for point in run["curve"])
+
+    before = path.read_bytes()
+    lost = next(tmp_path.glob("tilt_matching_*_seed1.json"))
+    kept = lost.read_text()
+    lost.unlink()
+    path.unlink()
+    calls, run = [], experiments._run
+    monkeypatch.setattr(experiments, "_run", lambda *a: calls.append(a[2:]) or run(*a))
+    assert experiments.compare_rivals("quick", tmp_path, method="tilt_matching") == tmp_path
+    assert len(calls) == 1 and calls[0][0] == "tilt_matching" and not path.exists()
+    assert lost.read_text() == kept  # the same bits, whatever ran before
+    experiments.compare_rivals("quick", tmp_path)
+    assert len(calls) == 1 and path.read_bytes() == before
+    with pytest.raises(ValueError, match="no method 'ppo'; there are rgdm, "):
+        experiments.compare_rivals("quick", tmp_path, method="ppo")
+
+
+def test_a_setting_that_diverges_is_recorded_and_not_chosen(judge):
+    class Bench:
+        def sample(self, denoiser, n):
+            return denoiser(n)
+
+    def diverges(bench, first, lr):
+        yield 1, 100, WORLD.reference.sample
+        raise FloatingPointError("the loss is nan")
+
+    def holds(bench, first, lr):
+        for k in range(1, 6):
+            yield k, 100 * k, WORLD.reference.sample
+
+    runs = []
+    for method in (diverges, holds):
+        experiments.METHODS["trial"] = experiments.Method(method, (1,))
+        try:
+            runs.append(experiments._run(Bench(), judge, "trial", 1, 0.1, 0))
+        finally:
+            del experiments.METHODS["trial"]
+    assert runs[0]["failure"] == "the loss is nan" and len(runs[0]["curve"]) == 1
+    assert experiments._score(runs[0]) == math.inf > experiments._score(runs[1])
+    # judged when evaluations have grown by half, and at the end
+    assert [point["evaluations"] for point in runs[1]["curve"]] == [100, 200, 300, 500]
+    assert experiments._score({"curve": [], "failure": None}) == math.inf
+
+
+def test_the_experiment_is_registered():
+    assert registry.load("worlds-rivals") is experiments.compare_rivals
