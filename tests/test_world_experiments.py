@@ -89,20 +89,22 @@ def test_a_setting_that_diverges_is_recorded_and_not_chosen(judge):
         raise FloatingPointError("the loss is nan")
 
     def holds(bench, first, lr):
-        for k in range(1, 6):
+        drawn.append(float(torch.rand(())))
+        for k in range(1, 7):
             yield k, 100 * k, WORLD.reference.sample
 
-    runs = []
-    for method in (diverges, holds):
+    runs, drawn = [], []
+    for seed, method in enumerate((diverges, holds, holds)):
         experiments.METHODS["trial"] = experiments.Method(method, (1,))
         try:
-            runs.append(experiments._run(Bench(), judge, "trial", 1, 0.1, 0))
+            runs.append(experiments._run(Bench(), judge, "trial", 1, 0.1, seed))
         finally:
             del experiments.METHODS["trial"]
     assert runs[0]["failure"] == "the loss is nan" and len(runs[0]["curve"]) == 1
     assert experiments._score(runs[0]) == math.inf > experiments._score(runs[1])
     # judged when evaluations have grown by half, and at the end
-    assert [point["evaluations"] for point in runs[1]["curve"]] == [100, 200, 300, 500]
+    assert [point["evaluations"] for point in runs[1]["curve"]] == [100, 200, 300, 500, 600]
+    assert drawn[0] != drawn[1]  # a seed is the whole run's
     assert experiments._score({"curve": [], "failure": None}) == math.inf
 
 
