@@ -284,7 +284,7 @@ def _experiment(arguments: argparse.Namespace) -> int:
             lines.append(f"experiment {arguments.name} has no option {name!r}; it has {there}")
     if arguments.preset != "quick":
         _collect(lines, _in_clone, "data")
-    _collect(lines, _or_refused, experiments.require, arguments.preset)
+    _collect(lines, _or_refused, experiments.require, arguments.name, arguments.preset)
     out = arguments.out or Path("runs") / arguments.name / arguments.preset
     _collect(lines, _require_writable, out)
     if lines:

@@ -11,7 +11,7 @@ EXPERIMENTS = {
     "molecules-base-samples": "rgdm_lib.molecules.experiments:sample_base",
     "molecules-qed": "rgdm_lib.molecules.experiments:guide_qed",
     "molecules-redraw": "rgdm_lib.molecules.experiments:redraw_qed",
-    "worlds-rivals": "rgdm_lib.worlds.experiments:compare_rivals",
+    "worlds-rivals": "rgdm_lib.comparison:compare_rivals",
 }
 
 
@@ -21,9 +21,9 @@ def load(name: str) -> Callable:
     return getattr(importlib.import_module(module), function)
 
 
-def require(preset: str) -> None:
-    """Raise ValueError if data that a preset needs is missing; every experiment is on molecules."""
-    if preset == "full":
+def require(name: str, preset: str) -> None:
+    """Raise ValueError if data that an experiment's preset needs is missing."""
+    if name.startswith("molecules") and preset == "full":
         qm9pack.require_full()
 
 

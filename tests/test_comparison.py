@@ -6,21 +6,22 @@ import math
 import pytest
 import torch
 
+from rgdm_lib import comparison
 from rgdm_lib.course import experiments as registry
-from rgdm_lib.worlds import experiments, known
+from rgdm_lib.worlds import known
 
 WORLD = known.mixture8d_world()
 
 
 @pytest.fixture(scope="module")
 def judge():
-    return experiments.Judge(WORLD, 2000)
+    return comparison.Judge(WORLD, 2000)
 
 
 def test_the_judge_knows_the_payoff_from_the_reference_and_from_half_a_mode(judge):
     torch.manual_seed(0)
-    exact = WORLD.exact(experiments.SHARE)
-    mean, _ = WORLD.frontier(experiments.SHARE)
+    exact = WORLD.exact(comparison.SHARE)
+    mean, _ = WORLD.frontier(comparison.SHARE)
     found = [judge(exact.sample) for _ in range(5)]
     for one in found:
         assert abs(one["reward"] - mean) < 0.1 and 0.4 < one["over_floor"] < 2.0
@@ -42,16 +43,16 @@ def test_evaluations_to_reach_need_the_reward_and_the_distance():
     points = [(100, 0.5, 4.0), (200, 1.5, 6.0), (300, None, None), (400, 1.4, 2.0), (500, 2.0, 1.0)]
     names = ("evaluations", "reward", "over_floor")
     run = {"curve": [dict(zip(names, point, strict=True)) for point in points]}
-    assert experiments.evaluations_to_reach(run, 1.4, 3.0) == 400  # not 200: too far away
-    assert experiments.evaluations_to_reach(run, 1.5, 3.0) == 500
-    assert experiments.evaluations_to_reach(run, 2.1, 3.0) is None
+    assert comparison.evaluations_to_reach(run, 1.4, 3.0) == 400  # not 200: too far away
+    assert comparison.evaluations_to_reach(run, 1.5, 3.0) == 500
+    assert comparison.evaluations_to_reach(run, 2.1, 3.0) is None
 
 
 @pytest.mark.filterwarnings("ignore")  # 200 samples at an effective share of 10 % are few
 def test_the_whole_comparison_runs_once_and_goes_on_where_it_stopped(tmp_path, monkeypatch):
-    path = experiments.compare_rivals("quick", tmp_path)
+    path = comparison.compare_rivals("quick", tmp_path)
     table = json.loads(path.read_text())
-    assert set(table["methods"]) == set(experiments.METHODS)
+    assert set(table["methods"]) == set(comparison.METHODS)
     assert abs(table["exact_reward"] - WORLD.frontier(10)[0]) < 1e-9
     assert table["exact_denoiser"]["over_floor"] < 2 < table["base"]["over_floor"]
     assert table["best_of_n"]["4"]["reward"] > table["base"]["reward"] + 0.5
@@ -68,15 +69,15 @@ def test_the_whole_comparison_runs_once_and_goes_on_where_it_stopped(tmp_path, m
     kept = lost.read_text()
     lost.unlink()
     path.unlink()
-    calls, run = [], experiments._run
-    monkeypatch.setattr(experiments, "_run", lambda *a: calls.append(a[2:]) or run(*a))
-    assert experiments.compare_rivals("quick", tmp_path, method="tilt_matching") == tmp_path
+    calls, run = [], comparison._run
+    monkeypatch.setattr(comparison, "_run", lambda *a: calls.append(a[2:]) or run(*a))
+    assert comparison.compare_rivals("quick", tmp_path, method="tilt_matching") == tmp_path
     assert len(calls) == 1 and calls[0][0] == "tilt_matching" and not path.exists()
     assert lost.read_text() == kept  # the same bits, whatever ran before
-    experiments.compare_rivals("quick", tmp_path)
+    comparison.compare_rivals("quick", tmp_path)
     assert len(calls) == 1 and path.read_bytes() == before
     with pytest.raises(ValueError, match="no method 'ppo'; there are rgdm, "):
-        experiments.compare_rivals("quick", tmp_path, method="ppo")
+        comparison.compare_rivals("quick", tmp_path, method="ppo")
 
 
 def test_a_setting_that_diverges_is_recorded_and_not_chosen(judge):
@@ -95,18 +96,18 @@ def test_a_setting_that_diverges_is_recorded_and_not_chosen(judge):
 
     runs, drawn = [], []
     for seed, method in enumerate((diverges, holds, holds)):
-        experiments.METHODS["trial"] = experiments.Method(method, (1,))
+        comparison.METHODS["trial"] = comparison.Method(method, (1,))
         try:
-            runs.append(experiments._run(Bench(), judge, "trial", 1, 0.1, seed))
+            runs.append(comparison._run(Bench(), judge, "trial", 1, 0.1, seed))
         finally:
-            del experiments.METHODS["trial"]
+            del comparison.METHODS["trial"]
     assert runs[0]["failure"] == "the loss is nan" and len(runs[0]["curve"]) == 1
-    assert experiments._score(runs[0]) == math.inf > experiments._score(runs[1])
+    assert comparison._score(runs[0]) == math.inf > comparison._score(runs[1])
     # judged when evaluations have grown by half, and at the end
     assert [point["evaluations"] for point in runs[1]["curve"]] == [100, 200, 300, 500, 600]
     assert drawn[0] != drawn[1]  # a seed is the whole run's
-    assert experiments._score({"curve": [], "failure": None}) == math.inf
+    assert comparison._score({"curve": [], "failure": None}) == math.inf
 
 
 def test_the_experiment_is_registered():
-    assert registry.load("worlds-rivals") is experiments.compare_rivals
+    assert registry.load("worlds-rivals") is comparison.compare_rivals
