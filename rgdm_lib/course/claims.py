@@ -82,7 +82,7 @@ CLAIMS = (
         for kl, what in (("forward", "imitation"), ("reverse", "play"))
     ),
     _ring("quick", 4),
-    _ring("laptop", 2),
+    _ring("laptop", 1.5),
     Claim("ring-moves", "RGDM moves the modes of the ring as far as the exact payoff does",
           "07_rgdm", "mode_displacement_error_over_standard_error", "laptop", (("<=", 3),)),
     _molecules("molecules-stable", "base_mol_stable",
