@@ -1,4 +1,4 @@
-"""Sets of point clouds: the parametric shapes in fixed parts, and a reader's own ShapeNet files."""
+"""Sets of point clouds: parametric shapes in fixed parts, real furniture, a reader's ShapeNet."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rgdm_lib._data import data_path
 from rgdm_lib.shapes import parametric
 
 # the classifier that rewards, the one that judges and the generator see different shapes
@@ -75,6 +76,24 @@ def shapes(
         clouds.append(parametric.clouds(kind, parameters[kind], points, generator))
         label.append(torch.full((n,), k))
     return ShapeSet(torch.cat(clouds), torch.cat(label), classes, parameters)
+
+
+def furniture(points: int = 512) -> ShapeSet:
+    """Real chairs and tables (``data/shapes/furniture.md``), placed as the parametric ones are.
+
+    A set to test on, too small to train on alone. The points of a cloud are independent draws, so
+    that the first ``points`` of them are a sample too.
+
+    Raises:
+        ValueError: more points than the file has; the file is damaged.
+        FileNotFoundError: it is missing.
+    """
+    with np.load(data_path("shapes/furniture.npz"), allow_pickle=False) as file:
+        steps, unit, label = file["points"], float(file["unit"]), file["label"]
+    if not 0 < points <= steps.shape[1]:
+        raise ValueError(f"points = {points}: a cloud of the furniture has 1 to {steps.shape[1]}")
+    clouds = torch.from_numpy(steps[:, :points].astype(np.float32) * np.float32(unit))
+    return ShapeSet(clouds, torch.from_numpy(label.astype(np.int64)), ("chair", "table"))
 
 
 def require_disjoint(*sets: ShapeSet) -> None:
