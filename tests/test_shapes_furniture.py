@@ -189,10 +189,14 @@ def test_placed_keeps_backs_behind_and_turns_tables():
     assert above[:, 1].mean() < -0.3
     low, high = box_of(build.placed("table", wedge(2, 4, 2), 1.0, BOXES))
     assert (high - low).tolist() == pytest.approx([1.25, 0.625, 1.25])
+    low, high = box_of(build.placed("table", wedge(2, 4, 2), 2.0, BOXES))  # too wide once turned
+    assert (high - low).tolist() == pytest.approx([1.5, 0.75, 1.5])
 
 
 CATALOGUE = "id#1=Scopia#stool\nname#1=Stool\r\nmodel#1=/a/stool.obj\ncreator#1=A & B\n# id#2=x\n"
-OBJ = "v 0 0 0\nv 1 0 0\nv 0 2 0\nv 0 0 3\nf 1 2 3\nf 3 2 1\nf 1 3 4\n"
+# the last face is the first one from behind, in a part of its own
+OBJ = """v 0 0 0\nv 1 0 0\nv 0 2 0\nv 0 0 3\nusemtl a\nf 1 2 3\nf 1 3 4
+v 0 0 0\nv 1 0 0\nv 0 2 0\nusemtl b\nf 7 6 5\n"""
 
 
 def archive(**files):
