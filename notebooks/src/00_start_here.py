@@ -50,7 +50,7 @@
 # | [03 conditional control](03_conditional_control.ipynb) | steer by conditions and guidance: the usual way | yes |
 # | [04 denoising as an MDP](04_denoising_as_an_mdp.ipynb) | see sampling as decisions, with the reinforcement learning needed | yes |
 # | [05 the maximum-entropy link](05_max_entropy_link.ipynb) | derive why the payoff distribution is the right target | yes |
-# | 06 payoff sampling | draw from it: weights, tempering, particles | coming |
+# | [06 payoff sampling](06_payoff_sampling.ipynb) | draw from it: weights, particles, the local ball taken apart | yes |
 # | [07 RGDM](07_rgdm.ipynb) | train a model towards it, against an exact answer | yes |
 # | 08 point clouds | do so for 3-D shapes | coming |
 # | [09 molecules](09_molecules.ipynb) | do so for molecules, with a reward that has no gradient | yes |

@@ -670,4 +670,4 @@ run.finish()
 #
 # ## Next
 #
-# `07_rgdm`: the weighted log-likelihood as a denoising loss, against a payoff that is known exactly.
+# [06 · Sampling the payoff distribution](06_payoff_sampling.ipynb): where samples of $p^*$ come from, and what they are worth.
