@@ -69,9 +69,9 @@ from rgdm_lib.worlds.rewards import Linear
 run = notebook.start("07_rgdm", PRESET, SEED, OUT_DIR)
 torch.set_num_threads(1)  # the network is small: a second thread costs more than it brings
 settings = run.settings(
-    quick={"T": 100, "hidden": 64, "base_steps": 1500, "n": 5000, "rounds": 3, "steps": 400, "draws": 2, "N": 4000},
-    laptop={"T": 200, "hidden": 128, "base_steps": 12_000, "n": 5000, "rounds": 4, "steps": 3000, "draws": 10, "N": 10_000},
-    full={"T": 200, "hidden": 128, "base_steps": 12_000, "n": 5000, "rounds": 4, "steps": 3000, "draws": 10, "N": 10_000},
+    quick={"T": 100, "base_steps": 1500, "n": 5000, "rounds": 3, "steps": 400, "draws": 2, "N": 4000},
+    laptop={"T": 200, "base_steps": 20_000, "n": 5000, "rounds": 4, "steps": 3000, "draws": 10, "N": 10_000},
+    full={"T": 200, "base_steps": 20_000, "n": 5000, "rounds": 4, "steps": 3000, "draws": 10, "N": 10_000},
 )
 N = settings.N  # points behind every distance below
 
@@ -164,7 +164,7 @@ run.figure(fig, "world",
 # %%
 schedule = schedules.cosine(settings.T)
 diffusion = Diffusion(schedule)
-base = MLPDenoiser(2, schedule.alpha_bar, hidden=settings.hidden, layers=3)
+base = MLPDenoiser(2, schedule.alpha_bar, hidden=64, layers=3)
 trainer = Trainer(base, lambda net: diffusion.loss(net, world.sample(1024)), settings.base_steps,
                   lr=2e-3, ema_decay=0.995)
 base.load_state_dict(trainer.run(progress=False).state_dict())
