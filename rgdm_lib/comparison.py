@@ -86,18 +86,16 @@ class _Bench:
         return copy.deepcopy(self.base)
 
 
-def _rgdm(bench: _Bench, rounds: int, lr: float) -> Iterator[Stage]:
-    net, n = bench.network(), bench.evaluations // rounds
-    options = {"rounds": rounds, "steps": bench.steps // rounds, "lr": lr}
-    for done in rgdm.fit(net, bench.diffusion, bench.sampler(n), bench.tau, **options):
-        yield done.step, done.evaluations, net
+def _in_rounds(fit: Callable) -> Callable:
+    """A method with RGDM's arguments, searched over the number of rounds."""
 
+    def run(bench: _Bench, rounds: int, lr: float) -> Iterator[Stage]:
+        net, n = bench.network(), bench.evaluations // rounds
+        options = {"rounds": rounds, "steps": bench.steps // rounds, "lr": lr}
+        for done in fit(net, bench.diffusion, bench.sampler(n), bench.tau, **options):
+            yield done.step, done.evaluations, net
 
-def _reward_weighted(bench: _Bench, rounds: int, lr: float) -> Iterator[Stage]:
-    net, n = bench.network(), bench.evaluations // rounds
-    options = {"rounds": rounds, "steps": bench.steps // rounds, "lr": lr}
-    for done in reward_weighted.fit(net, bench.diffusion, bench.sampler(n), bench.tau, **options):
-        yield done.step, done.evaluations, net
+    return run
 
 
 def _tilt_matching(bench: _Bench, batch_size: int, lr: float) -> Iterator[Stage]:
@@ -136,10 +134,10 @@ def _policy_gradient(setting: str, with_kl: bool, **fixed: Any) -> Callable:
 def _value_guidance(bench: _Bench, scale: float, lr: float) -> Iterator[Stage]:
     net = TimeMLP(bench.dim, bench.diffusion.T, 1, hidden=bench.size["hidden"])
     draw = bench.sampler(bench.evaluations)(bench.base)
+    best = float(draw.reward.max())
 
     def loss(net: nn.Module) -> Tensor:
         i = torch.randint(len(draw.x0), (256,))
-        best = float(draw.reward.max())
         return value_guidance.loss(
             bench.diffusion, net, draw.x0[i], draw.reward[i], bench.tau, best
         )
@@ -159,8 +157,8 @@ class Method(NamedTuple):
 
 PPO = {"batches": 4, "epochs": 2}
 METHODS = {
-    "rgdm": Method(_rgdm, (2, 1, 5)),  # rounds
-    "reward_weighted": Method(_reward_weighted, (2, 4, 8)),  # rounds
+    "rgdm": Method(_in_rounds(rgdm.fit), (2, 1, 5)),  # rounds
+    "reward_weighted": Method(_in_rounds(reward_weighted.fit), (2, 4, 8)),  # rounds
     "tilt_matching": Method(_tilt_matching, (256, 1024, 4096)),  # samples a step
     "bounded": Method(_bounded, (20, 10, 40)),  # rounds
     "reinforce": Method(_policy_gradient("n", True), (200, 50, 1000)),  # paths a round
@@ -200,7 +198,7 @@ class Judge:
 def _write(path: Path, content: dict[str, Any]) -> None:
     """All of it or nothing: a run that is stopped leaves no half of a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
+    temporary = path.with_name(path.name + ".part")  # not in the manifest
     temporary.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
     os.replace(temporary, path)
 

@@ -6,12 +6,11 @@ z points up (``parametric``). Lengths are in the clouds' unit.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-Reward = Callable[[Tensor], Tensor]
+from rgdm_lib.payoff import Reward
 
 
 def _check(clouds: Tensor) -> None:
