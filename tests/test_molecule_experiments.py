@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -117,19 +118,38 @@ def test_redraw_starts_at_the_time_it_is_told():
 
 
 def test_guidance_from_the_shipped_base(tmp_path):
-    options = {"references": ("data",), "seeds": (0,)}
+    """The control from the base, each temperature from the warmer one; every one is written."""
+    options = {"references": ("data",), "seeds": (0, 1)}
     paths = experiments.guide_qed("quick", tmp_path, **options)
-    assert [load_set(path).property("qed").shape for path in paths] == 4 * [(40,)]
-    network, metadata = load_model(tmp_path / "qed_heavy7_data.safetensors")
-    assert metadata["told"]["100"] == 0 and metadata["told"]["10"] == 1
-    assert network.embed.weight[:, -1].abs().max() > 0  # the dial is heeded
+    assert [load_set(path).property("qed").shape for path in paths] == 8 * [(40,)]
+    networks = [load_model()[0]]
+    for share in experiments.SHARES:
+        name = experiments.guided_name("data", share, 0, ending=".safetensors")
+        networks.append(load_model(tmp_path / name)[0])
+    step = [_distance(a, b) for a, b in pairwise(networks)]
+    assert 0 < max(step) < 1.3 * min(step)
+    for i, network in enumerate(networks[2:], 1):  # one step from the last, further from the base
+        assert _distance(network, networks[0]) > 1.2 * step[i]
+    first = experiments.guided_name("data", 100, 1, ending=".safetensors")
+    assert _distance(load_model(tmp_path / first)[0], networks[0]) < 1.3 * step[0]
     redrawn = [load_set(path) for path in experiments.redraw_qed("quick", tmp_path)]
     for molecules in redrawn:
         assert molecules.property("t").tolist() == np.repeat(experiments.REDRAW_TIMES, 8).tolist()
     assert (redrawn[0].positions != redrawn[1].positions).any()
-    before = [path.stat().st_mtime_ns for path in paths]
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    cold = tmp_path / experiments.guided_name("data", 10, 1)
+    content = cold.read_bytes()
+    cold.unlink()
     experiments.guide_qed("quick", tmp_path, **options)
-    assert [path.stat().st_mtime_ns for path in paths] == before  # what is there stays
+    assert cold.read_bytes() == content  # made again, to the bit
+    changed = {path.name for path in before if path.stat().st_mtime_ns != before[path]}
+    assert all("ess10_seed1" in name for name in changed)  # what is there stays
+
+
+def _distance(a: torch.nn.Module, b: torch.nn.Module) -> float:
+    pairs = zip(a.parameters(), b.parameters(), strict=True)
+    with torch.no_grad():
+        return sum(float((p - q).square().sum()) for p, q in pairs) ** 0.5
 
 
 def test_targets_tilt_and_the_control_does_not():

@@ -7,7 +7,9 @@ ships into ``data/molecules``.
 
 from __future__ import annotations
 
+import copy
 import math
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -48,8 +50,8 @@ TRAINING = {
 SAMPLES = {"quick": 40, "laptop": 10_000, "full": 10_000}
 STEPS = {"quick": 10, "laptop": SAMPLING_STEPS, "full": SAMPLING_STEPS}
 GUIDANCE = {
-    "quick": {"steps": 20, "batch": 16},
-    "laptop": {"steps": 4_000, "batch": 64},
+    "quick": {"steps": 20, "batch": 16},  # for each temperature
+    "laptop": {"steps": 8_000, "batch": 64},
     "full": {"steps": 100_000, "batch": 256},
 }
 # effective sample size in % of the samples with a value; 100 is the control: equal weights
@@ -60,7 +62,7 @@ REDRAW_TIMES = (100, 200, 300, 400, 500, 700, 1000)
 # a mild tilt moves the mean little, so it takes more samples to measure
 GUIDED_SAMPLES = {
     "quick": dict.fromkeys(SHARES, 40),
-    "laptop": {100: 4000, 80: 4000, 40: 2000, 10: 2000},
+    "laptop": {100: 2000, 80: 4000, 40: 2000, 10: 2000},
     "full": dict.fromkeys(SHARES, 10_000),
 }
 
@@ -213,9 +215,11 @@ def load_guided(reference: str, share: int, seed: int, dataset: str = "heavy7") 
     return load_set(data_path(f"molecules/{guided_name(reference, share, seed, dataset)}"))
 
 
-def guided_name(reference: str, share: int, seed: int, dataset: str = "heavy7") -> str:
-    """Name of the file of samples of a guided model."""
-    return f"qed_{dataset}_{reference}_ess{share}_seed{seed}_samples.npz"
+def guided_name(
+    reference: str, share: int, seed: int, dataset: str = "heavy7", ending: str = "_samples.npz"
+) -> str:
+    """Name of the file of a guided model's samples; ending .safetensors: of its weights."""
+    return f"qed_{dataset}_{reference}_ess{share}_seed{seed}{ending}"
 
 
 def guide_qed(
@@ -224,81 +228,63 @@ def guide_qed(
     references: tuple = REFERENCES,
     seeds: tuple = SEEDS,
     lr: float = 1e-3,
-    until: int = 0,
 ) -> list[Path]:
-    """RGDM with QED as reward, all temperatures in one network; one training a reference and seed.
+    """RGDM with QED as reward; for each reference and seed one network after the other.
 
-    Each batch is of one temperature, drawn evenly from ``SHARES``: molecules of the reference under
-    its payoff weights, and the network is told 1 / tau, as a share of the coldest one's. At 0, the
-    control, nothing but re-training moves it. The reward evaluations are those of the reference.
+    First the control (share 100), from the base: nothing but re-training moves it. Then each
+    temperature from where the warmer one ended; the target is fixed by the weights, so that the
+    start only saves steps. Training batches are molecules of the reference under their payoff
+    weights; the reward evaluations are those of the reference.
 
-    Each run writes a set of samples for each temperature, and seed 0 its network. A set that is
-    there is not made again; ``until`` > 0 stops at that step, with a checkpoint in ``out``.
+    Each network is written with a set of its samples. A set that is there is not made again.
     """
     setting, home = GUIDANCE[preset], _home(preset, out)
     data, dataset = load_qm9(DATA[preset]).part("train"), DATA[preset]
-    base, _ = load_model(_base(dataset))
+    network, _ = load_model(_base(dataset))
     diffusion, times = molecule_diffusion(), training_times()
+    base = copy.deepcopy(network.state_dict())
+    if preset != "quick":
+        network.compile(dynamic=True)  # once, for all of them
     written = []
     for reference in references:
-        draw = payoff_draw(reference, dataset)
-        taus = temperatures(draw)
-        told = {share: taus[SHARES[-1]] / tau for share, tau in taus.items()}
+        wanted = targets(payoff_draw(reference, dataset))
         for seed in seeds:
-            paths = {share: home / guided_name(reference, share, seed, dataset) for share in SHARES}
-            written += paths.values()
-            if all(path.exists() for path in paths.values()):
-                continue
-            torch.manual_seed(1000 * (seed + 1))
-            batches = {
-                share: weighted_batches(setting["batch"])(weighted)
-                for share, weighted in targets(draw).items()
-            }
-            network = base.conditional(1)
-            if preset != "quick":
-                network.compile(dynamic=True)
+            network.load_state_dict(base)
+            for share in SHARES:
+                path = home / guided_name(reference, share, seed, dataset)
+                weights = home / guided_name(reference, share, seed, dataset, ".safetensors")
+                written.append(path)
+                if path.exists():
+                    network.load_state_dict(load_model(weights)[0].state_dict())
+                    continue
+                torch.manual_seed(1000 * (seed + 1))
+                batches = weighted_batches(setting["batch"])(wanted[share])
 
-            def loss(net: nn.Module, batches: dict = batches, told: dict = told) -> torch.Tensor:
-                share = SHARES[int(torch.randint(len(SHARES), (1,)))]
-                x0 = next(batches[share])
-                cond = torch.full((len(x0), 1), told[share])
-                return diffusion.loss(net, x0, cond, times=times)
+                def loss(net: nn.Module, batches: Iterator = batches) -> torch.Tensor:
+                    return diffusion.loss(net, next(batches), times=times)
 
-            name = f"qed_{dataset}_{reference}_seed{seed}"
-            print(f"reference {reference}, seed {seed}: {setting['steps']} steps")
-            trainer = Trainer(
-                network,
-                loss,
-                setting["steps"],
-                lr=lr,
-                optimizer=muon,
-                decay_share=0.5,
-                bf16=True,
-                checkpoint=out / f"{name}.checkpoint.safetensors",
-                config={"reference": reference, "seed": seed, "batch": setting["batch"]},
-            )
-            ema = trainer.run(until=until or None, log_every=100)
-            if until:
-                continue
-            if seed == 0:
+                print(f"reference {reference}, seed {seed}, ESS {share} %", flush=True)
+                trainer = Trainer(
+                    network,
+                    loss,
+                    setting["steps"],
+                    lr=lr,
+                    optimizer=muon,
+                    decay_share=0.5,
+                    bf16=True,
+                    checkpoint=out / f"{weights.stem}.checkpoint.safetensors",
+                    config={"reference": reference, "seed": seed, "share": share, **setting},
+                )
+                ema = trainer.run(log_every=100)
+                network.load_state_dict(ema.state_dict())
                 details = {
                     "network": ema.settings,
                     "command": _command("molecules-qed", preset),
-                    "told": {str(share): told[share] for share in SHARES},
                     "history": trainer.history[:: max(1, len(trainer.history) // 200)],
                 }
-                save_weights(home / f"qed_{dataset}_{reference}.safetensors", ema, details)
-            for share, path in paths.items():
-                dial = torch.tensor([told[share]])
-                _sample_and_score(
-                    at_dial(ema, dial), path, preset, seed, GUIDED_SAMPLES[preset][share], data
-                )
+                save_weights(weights, ema, details)
+                _sample_and_score(ema, path, preset, seed, GUIDED_SAMPLES[preset][share], data)
     return written
-
-
-def at_dial(network: Denoiser, dial: torch.Tensor) -> Denoiser:
-    """The network told the same (1,) number for all samples, as a denoiser of its own."""
-    return lambda x_t, t, cond: network(x_t, t, dial.expand(len(x_t), 1))
 
 
 def redraw_qed(preset: str, out: Path, share: int = 40, n: int = 300) -> list[Path]:
@@ -310,10 +296,10 @@ def redraw_qed(preset: str, out: Path, share: int = 40, n: int = 300) -> list[Pa
     n, dataset = (8 if preset == "quick" else n), DATA[preset]
     wanted = targets(payoff_draw("data", dataset))[share]
     base, _ = load_model(_base(dataset))
-    guided, metadata = load_model(_home(preset, out) / f"qed_{dataset}_data.safetensors")
-    dial = torch.tensor([metadata["told"][str(share)]])
+    weights = guided_name("data", share, 0, dataset, ".safetensors")
+    guided, _ = load_model(_home(preset, out) / weights)
     written = []
-    for name, denoiser in (("base", base), ("guided", at_dial(guided, dial))):
+    for name, denoiser in (("base", base), ("guided", guided)):
         torch.manual_seed(0)
         chosen = wanted.resample(n)
         parts = [
