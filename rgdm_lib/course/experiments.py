@@ -11,6 +11,7 @@ EXPERIMENTS = {
     "molecules-base-samples": "rgdm_lib.molecules.experiments:sample_base",
     "molecules-qed": "rgdm_lib.molecules.experiments:guide_qed",
     "molecules-redraw": "rgdm_lib.molecules.experiments:redraw_qed",
+    "shapes-base": "rgdm_lib.shapes.experiments:train_base",
     "worlds-rivals": "rgdm_lib.comparison:compare_rivals",
 }
 

@@ -1,0 +1,135 @@
+"""The long experiments on point clouds, in preset quick, and the model's times and files."""
+
+import pytest
+import torch
+
+from rgdm_lib.shapes import experiments
+from rgdm_lib.shapes.data import Normalisation
+from rgdm_lib.shapes.model import (
+    SAMPLING_STEPS,
+    UNIT,
+    load_clouds,
+    load_model,
+    noise_to_signal,
+    rounded,
+    sample_clouds,
+    sampling_times,
+    save_clouds,
+    shape_diffusion,
+    training_times,
+)
+from rgdm_lib.shapes.rewards import standing_margin, symmetry
+
+NORM = Normalisation(torch.tensor([0.0, 0.0, 1.0]), torch.tensor([1.0, 2.0, 0.5]), "by hand")
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """The quick base model's folder."""
+    out = tmp_path_factory.mktemp("base")
+    experiments.train_base("quick", out)
+    return out
+
+
+def test_stopped_and_resumed_gives_the_same_clouds(base, tmp_path):
+    experiments.train_base("quick", tmp_path, until=15)
+    assert not (tmp_path / "base.safetensors").exists()
+    experiments.train_base("quick", tmp_path)
+    for name in ("base.safetensors", "base_samples.npz"):
+        assert (tmp_path / name).read_bytes() == (base / name).read_bytes()
+    with pytest.raises(ValueError, match="belongs to another run"):
+        experiments.train_base("quick", tmp_path, lr=2e-3)
+
+
+def test_the_base_is_trained_and_ships_its_normalisation_and_rewards(base):
+    network, norm, metadata = load_model(base / "base.safetensors")
+    assert metadata["clouds_seen"] == 320 and len(metadata["history"]) == 8
+    assert network.out.weight.abs().max() > 0.01  # 0 at the start
+    assert norm.source == "part train, 20 of each class, 64 points"
+    training = experiments.shapes("train", 20, 64).points.reshape(-1, 3)
+    assert torch.allclose(norm.mean, training.mean(0), atol=1e-5)
+    clouds, values = load_clouds(base / "base_samples.npz")
+    assert clouds.shape == (12, 64, 3)
+    assert torch.equal(values["margin"], standing_margin(clouds))
+    assert torch.equal(values["symmetry"], symmetry(clouds))
+    torch.manual_seed(0)
+    again = sample_clouds(network, norm, 12, 64, 10)
+    assert (rounded(again) - clouds).abs().mean() < 0.02  # float16 of the weights
+
+
+def _sampler_width(sd, times):
+    """Sampled over true width for the exact denoiser of N(0, sd^2), which is linear: no noise."""
+    diffusion, variance = shape_diffusion(), 1.0
+    alpha_bar = diffusion.schedule.alpha_bar
+    one = torch.ones(1, dtype=torch.float64)
+    for t, s in zip(times[:-1], times[1:], strict=True):
+        a = float(alpha_bar[t])
+        mean, std, _ = diffusion.step(one, t, s, one * (1 - a) ** 0.5 / (a * sd**2 + 1 - a))
+        variance = variance * float(mean) ** 2 + std**2
+    return variance**0.5 / sd
+
+
+@pytest.mark.parametrize("sd", [0.2, 1.0, 3.0, 10.0, 17.0])
+def test_widths_of_all_scales_of_a_cloud(sd):
+    """Right within 2 %; fewer steps, or the same spaced quadratically, are not."""
+    assert abs(_sampler_width(sd, sampling_times()) - 1) < 0.02
+    assert _sampler_width(sd, sampling_times(150)) < 0.975
+    if sd >= 10:
+        assert _sampler_width(sd, shape_diffusion().timesteps(SAMPLING_STEPS, 2.0)) < 0.95
+
+
+def test_thin_surfaces_lose_a_few_percent_with_any_steps():
+    assert _sampler_width(0.04, sampling_times()) > 0.96
+    assert _sampler_width(0.04, list(range(1000, -1, -1))) < 0.97
+
+
+@pytest.mark.parametrize("steps", [1, 2, 10, 240, 999])
+def test_sampling_times(steps):
+    times = sampling_times(steps)
+    assert len(times) == steps + 1 and times[0] == 1000 and times[-1] == 0
+    assert all(a > b for a, b in zip(times, times[1:], strict=False))
+    if steps == 10:  # one ratio between neighbours, as far as whole t allow
+        level = noise_to_signal().log()[torch.tensor(times[:-1]) - 1]
+        gap = -level.diff()
+        assert float(gap.max() / gap.min()) < 1.4
+
+
+def test_sampling_times_refuses():
+    with pytest.raises(ValueError, match="steps = 1001: take 1 to T = 1000"):
+        sampling_times(1001)
+
+
+def test_training_times_are_half_even_half_where_shapes_are_decided():
+    p, ratio = training_times(), noise_to_signal()
+    assert p[0] == 0 and float(p.sum()) == pytest.approx(1)
+    assert float(p[1:].min()) > 0.49 / 1000
+    bump = p[1:] - 0.5 / 1000
+    middle, high = (float(ratio[int((bump.cumsum(0) < q / 2).sum())]) for q in (0.5, 0.8413))
+    assert middle == pytest.approx(2.5, rel=0.02) and high == pytest.approx(2.5 * 3.32, rel=0.03)
+
+
+def test_samples_are_in_the_clouds_own_unit():
+    """The exact denoiser of one cloud gives it back, through the normalisation."""
+    torch.manual_seed(0)
+    cloud = NORM.undo(torch.randn(1, 7, 3))
+    alpha_bar = shape_diffusion().schedule.alpha_bar
+
+    def knows(x_t, t, cond):
+        a = alpha_bar[t].float()[:, None, None]
+        return (x_t - a.sqrt() * NORM.apply(cloud)) / (1 - a).sqrt()
+
+    made = sample_clouds(knows, NORM, 5, points=7, steps=20, batch=2)
+    assert torch.allclose(made, cloud.expand(5, -1, -1), atol=1e-3)
+
+
+def test_clouds_come_back_rounded_and_diverged_ones_are_cut(tmp_path):
+    torch.manual_seed(0)
+    clouds = torch.randn(4, 9, 3)
+    clouds[2, 0, 0], clouds[2, 1, 1], clouds[3, 0, 2] = torch.nan, torch.inf, -1e6
+    save_clouds(tmp_path / "c.npz", clouds, margin=torch.arange(4.0))
+    back, values = load_clouds(tmp_path / "c.npz")
+    assert torch.equal(back, rounded(clouds)) and values["margin"].tolist() == [0, 1, 2, 3]
+    assert (back[:2] - clouds[:2]).abs().max() <= UNIT / 2 + 1e-6
+    assert torch.isfinite(back).all() and float(back[3, 0, 2]) == pytest.approx(-65.534)
+    with pytest.raises(ValueError, match=r"margin of shape \(3,\)"):
+        save_clouds(tmp_path / "d.npz", clouds, margin=torch.zeros(3))
