@@ -1,10 +1,11 @@
 """Every method on the world of eight dimensions, at equal terms: a search, then seeds.
 
 ``python -m rgdm_lib.course experiment worlds-rivals --preset P``. One pretrained network, one
-sampler, one temperature (effective share 10 %). Each method has two settings with three values
-each, tried with seed 0; the pair that ends nearest to the payoff runs with the other seeds too. A
-run is one file in ``out``: what is there is not repeated, so that a stopped search goes on. Preset
-quick is a test of the machinery; the others write what ships, ``data/worlds/rivals.json``.
+sampler, one temperature (effective share 10 %). Each method's two most important settings have
+three values each, tried with seed 0 at one number of reward evaluations; the pair that ends nearest
+to the payoff runs with the other seeds and at other numbers too. A run is one file in ``out``: what
+is there is not repeated, so that a stopped search goes on; ``out/rivals.json`` has the methods so
+far. Preset quick is a test of the machinery; the others write ``data/worlds/rivals.json``.
 """
 
 from __future__ import annotations
@@ -21,12 +22,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from rgdm_lib import payoff, rgdm, schedules
+from rgdm_lib import payoff, rgdm, schedules, stepwise
 from rgdm_lib._data import data_root
 from rgdm_lib.baselines import (
     best_of_n,
     bounded,
     classifier_guidance,
+    conditional,
     policy_gradient,
     reward_weighted,
     tilt_matching,
@@ -35,24 +37,32 @@ from rgdm_lib.baselines import (
 from rgdm_lib.diffusion import Denoiser, Diffusion
 from rgdm_lib.training import Trainer
 from rgdm_lib.worlds.known import World, mixture8d_world
-from rgdm_lib.worlds.metrics import Sampler, mode_l1, sliced_wasserstein, sliced_wasserstein_floor
+from rgdm_lib.worlds.metrics import (
+    Sampler,
+    kl_to_mixture,
+    mode_l1,
+    sliced_wasserstein,
+    sliced_wasserstein_floor,
+)
 from rgdm_lib.worlds.nets import MLPDenoiser, TimeMLP
 
 SHARE = 10
-# evaluations: of the reward, of a whole run; policy gradients get ten times as many, to see whether
-# they arrive later. steps: gradient steps of a whole run of the others. judged: points a judgement.
+# evaluations: of the reward, of a whole run. more: factors of it that the chosen settings run with
+# beside 1: policy gradients may arrive later, the others need fewer. steps: gradient steps of a run
+# of those that have a pool. judged: points a judgement; draws: judgements of a run's end.
 PRESETS = {
-    "quick": {"T": 20, "hidden": 16, "base": 60, "evaluations": 400, "more": 1, "steps": 20,
-              "judged": 200, "values": 1, "seeds": 2, "rgdm_seeds": 2},
-    "laptop": {"T": 100, "hidden": 128, "base": 20_000, "evaluations": 20_000, "more": 10,
-               "steps": 6000, "judged": 4000, "values": 3, "seeds": 3,
-               "rgdm_seeds": 5},
-    "full": {"T": 100, "hidden": 256, "base": 100_000, "evaluations": 20_000, "more": 50,
-             "steps": 20_000, "judged": 10_000, "values": 3, "seeds": 5,
-             "rgdm_seeds": 5},
+    "quick": {"T": 20, "hidden": 16, "base": 60, "evaluations": 400, "steps": 20, "judged": 400,
+              "draws": 1, "more": (2,), "fewer": (0.5,), "values": 1, "seeds": 2, "rgdm_seeds": 2},
+    "laptop": {"T": 100, "hidden": 64, "base": 10_000, "evaluations": 20_000, "steps": 2500,
+               "judged": 4000, "draws": 3, "more": (3,), "fewer": (1 / 4, 1 / 16), "values": 3,
+               "seeds": 3, "rgdm_seeds": 5},
+    "full": {"T": 100, "hidden": 256, "base": 100_000, "evaluations": 20_000, "steps": 20_000,
+             "judged": 10_000, "draws": 10, "more": (3, 30), "fewer": (1 / 4, 1 / 16), "values": 3,
+             "seeds": 5, "rgdm_seeds": 5},
 }  # fmt: skip
 RATES = (1e-3, 3e-4, 3e-3)  # the middle first: quick takes one value of each
-Stage = tuple[int, int, Denoiser]  # gradient steps, reward evaluations, what to sample with
+POLICY_RATES = (1e-4, 3e-5, 3e-4)  # at 1e-3 nothing holds DDPO back: a mean reward of 70
+Stage = tuple[int, int, Sampler]  # gradient steps and reward evaluations so far, what draws samples
 
 
 class _Bench:
@@ -61,7 +71,7 @@ class _Bench:
     def __init__(self, preset: str, base: nn.Module, diffusion: Diffusion, world: World):
         self.size, self.base, self.diffusion, self.world = PRESETS[preset], base, diffusion, world
         self.tau, self.dim = world.tau(SHARE), world.reference.means.shape[1]
-        self.evaluations, self.steps = self.size["evaluations"], self.size["steps"]
+        self.steps = self.size["steps"]
 
     def start(self, n: int) -> Tensor:
         return torch.randn(n, self.dim)
@@ -69,16 +79,12 @@ class _Bench:
     def sampler(self, n: int, reward: payoff.Reward | None = None) -> payoff.Sampler:
         return payoff.model_sampler(self.diffusion, self.start, reward or self.world.reward, n)
 
-    def sample(self, denoiser: Denoiser, n: int) -> Tensor:
-        *_, last = self.diffusion.sample(denoiser, self.start(n))
-        return last.x
+    def draws(self, denoiser: Denoiser) -> Sampler:
+        """Samples of a denoiser, in all steps, the last without noise."""
 
-    def best_of(self, n: int) -> Sampler:
-        """Best of n samples of the pretrained network: n evaluations for each sample, always."""
-
-        def sample(size: int) -> Tensor:
-            x0 = self.sample(self.base, n * size)
-            return best_of_n.best_of(payoff.Draw(x0, self.world.reward(x0)), n).x0
+        def sample(n: int) -> Tensor:
+            *_, last = self.diffusion.sample(denoiser, self.start(n))
+            return last.x
 
         return sample
 
@@ -86,54 +92,60 @@ class _Bench:
         return copy.deepcopy(self.base)
 
 
+# ---- the methods: (bench, reward evaluations, settings) -> stages --------------------------------
+
+
 def _in_rounds(fit: Callable) -> Callable:
     """A method with RGDM's arguments, searched over the number of rounds."""
 
-    def run(bench: _Bench, rounds: int, lr: float) -> Iterator[Stage]:
-        net, n = bench.network(), bench.evaluations // rounds
+    def run(bench: _Bench, evaluations: int, rounds: int, lr: float) -> Iterator[Stage]:
+        net, sampler = bench.network(), bench.sampler(evaluations // rounds)
         options = {"rounds": rounds, "steps": bench.steps // rounds, "lr": lr}
-        for done in fit(net, bench.diffusion, bench.sampler(n), bench.tau, **options):
-            yield done.step, done.evaluations, net
+        for done in fit(net, bench.diffusion, sampler, bench.tau, **options):
+            yield done.step, done.evaluations, bench.draws(net)
 
     return run
 
 
-def _tilt_matching(bench: _Bench, batch_size: int, lr: float) -> Iterator[Stage]:
+def _tilt_matching(bench: _Bench, evaluations: int, batch_size: int, lr: float) -> Iterator[Stage]:
     net, rounds = bench.network(), 2
     options = {"rounds": rounds, "steps": bench.steps // rounds, "lr": lr, "batch_size": batch_size}
-    sampler = bench.sampler(bench.evaluations // rounds)
+    sampler = bench.sampler(evaluations // rounds)
     for done in tilt_matching.fit(net, bench.diffusion, sampler, bench.tau, **options):
-        yield done.step, done.evaluations, net
+        yield done.step, done.evaluations, bench.draws(net)
 
 
-def _bounded(bench: _Bench, rounds: int, lr: float) -> Iterator[Stage]:
+def _bounded(bench: _Bench, evaluations: int, rounds: int, lr: float) -> Iterator[Stage]:
     """With rewards above those that 1 % of the reference has; below, they count as that."""
-    net, n = bench.network(), bench.evaluations // rounds
-    torch.manual_seed(0)
-    least = bench.world.reward(bench.world.reference.sample(100_000)).quantile(0.01)
-    sampler = bench.sampler(n, lambda x: (bench.world.reward(x) - least).clamp(min=0))
+    net = bench.network()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        least = bench.world.reward(bench.world.reference.sample(100_000)).quantile(0.01)
+    sampler = bench.sampler(
+        evaluations // rounds, lambda x: (bench.world.reward(x) - least).clamp(min=0)
+    )
     options = {"rounds": rounds, "steps": bench.steps // rounds, "lr": lr}
     for done in bounded.fit(net, bench.diffusion, sampler, bench.tau, **options):
-        yield done.step, done.evaluations, net
+        yield done.step, done.evaluations, bench.draws(net)
 
 
 def _policy_gradient(setting: str, with_kl: bool, **fixed: Any) -> Callable:
     """Policy gradients searched over ``setting``; ``with_kl``: weighted by the payoff's tau."""
 
-    def run(bench: _Bench, value: float, lr: float) -> Iterator[Stage]:
-        options = {"n": 200, "tau": bench.tau if with_kl else 0.0} | fixed | {setting: value}
-        net, reward = bench.network(), bench.world.reward
-        rounds = bench.evaluations * bench.size["more"] // options["n"]
-        parts = (net, bench.diffusion, bench.start, reward)
+    def run(bench: _Bench, evaluations: int, lr: float, **searched: Any) -> Iterator[Stage]:
+        options = {"n": 200, "tau": bench.tau if with_kl else 0.0} | fixed
+        options |= {setting: searched[setting]}
+        net, rounds = bench.network(), evaluations // options["n"]
+        parts = (net, bench.diffusion, bench.start, bench.world.reward)
         for done in policy_gradient.fit(*parts, rounds=rounds, lr=lr, **options):
-            yield done.step, done.evaluations, net
+            yield done.step, done.evaluations, bench.draws(net)
 
     return run
 
 
-def _value_guidance(bench: _Bench, scale: float, lr: float) -> Iterator[Stage]:
+def _value_guidance(bench: _Bench, evaluations: int, scale: float, lr: float) -> Iterator[Stage]:
     net = TimeMLP(bench.dim, bench.diffusion.T, 1, hidden=bench.size["hidden"])
-    draw = bench.sampler(bench.evaluations)(bench.base)
+    draw = bench.sampler(evaluations)(bench.base)
     best = float(draw.reward.max())
 
     def loss(net: nn.Module) -> Tensor:
@@ -145,28 +157,116 @@ def _value_guidance(bench: _Bench, scale: float, lr: float) -> Iterator[Stage]:
     value = Trainer(net, loss, bench.steps, lr=lr).run(progress=False)
     potential = value_guidance.log_weight(value)
     guided = classifier_guidance.guided(bench.base, potential, bench.diffusion, scale)
-    yield bench.steps, bench.evaluations, guided
+    yield bench.steps, evaluations, bench.draws(guided)
+
+
+def _conditional(bench: _Bench, evaluations: int, cold: float, scale: float) -> Iterator[Stage]:
+    """Conditioned on the reward. Those to ask for are the pool's, drawn by exp(cold r / tau).
+
+    With cold = 1 they are the payoff's own, and a perfect conditional model, unguided, gives the
+    payoff; a large one asks for the best reward seen.
+    """
+    net = MLPDenoiser(
+        bench.dim, bench.diffusion.schedule.alpha_bar, hidden=bench.size["hidden"], cond_dim=2
+    )
+    weights = bench.base.state_dict()  # the condition's weights are 0: it starts as the base
+    wide = torch.zeros_like(net.embed.weight)
+    wide[:, :-2] = weights["embed.weight"]
+    net.load_state_dict(weights | {"embed.weight": wide})
+    draw = bench.sampler(evaluations)(bench.base)
+    cond = ((draw.reward - draw.reward.mean()) / draw.reward.std())[:, None].to(draw.x0)
+
+    def loss(net: nn.Module) -> Tensor:
+        i = torch.randint(len(cond), (256,))
+        return conditional.loss(bench.diffusion, net, draw.x0[i], cond[i])
+
+    trained = Trainer(net, loss, bench.steps, lr=1e-3).run(progress=False)
+    guided = conditional.classifier_free(trained, scale)
+    log_weight = payoff.log_weights(draw.reward, bench.tau / cold)
+
+    def sample(n: int) -> Tensor:
+        asked = cond[payoff.systematic_resample(log_weight, n)]
+        *_, last = bench.diffusion.sample(guided, bench.start(n), cond=asked)
+        return last.x
+
+    yield bench.steps, evaluations, sample
+
+
+# ---- nothing is trained: evaluations of a sample, each time --------------------------------------
+
+
+def _best_of_n(bench: _Bench, evaluations: int, n: int) -> Iterator[Stage]:  # noqa: ARG001
+    def sample(size: int) -> Tensor:
+        x0 = bench.draws(bench.base)(n * size)
+        return best_of_n.best_of(payoff.Draw(x0, bench.world.reward(x0)), n).x0
+
+    yield 0, n, sample
+
+
+def _particles(bench: _Bench, evaluations: int, least_ess: float) -> Iterator[Stage]:  # noqa: ARG001
+    """As many samples as particles, drawn by their weights: some of them twice."""
+
+    def sample(n: int) -> Tensor:
+        parts = (bench.base, bench.diffusion, bench.start(n), bench.world.reward, bench.tau)
+        return stepwise.particles(*parts, least_ess=least_ess).resample(n)
+
+    yield 0, bench.diffusion.T + 1, sample
+
+
+def _best_child(bench: _Bench, evaluations: int, k: int) -> Iterator[Stage]:  # noqa: ARG001
+    def sample(n: int) -> Tensor:
+        parts = (bench.base, bench.diffusion, bench.start(n), bench.world.reward, bench.tau)
+        return stepwise.best_of_k(*parts, k).x0
+
+    yield 0, k * (bench.diffusion.T - 1) + 1, sample
+
+
+def _reward_gradient(bench: _Bench, evaluations: int, scale: float) -> Iterator[Stage]:  # noqa: ARG001
+    """Classifier guidance with r(x0_hat) / tau in place of the log-probability of a class."""
+
+    def potential(x_t: Tensor, t: Tensor) -> Tensor:
+        x0_hat = bench.diffusion.predict_x0(x_t, t, bench.base(x_t, t, None))
+        return bench.world.reward(x0_hat) / bench.tau
+
+    guided = classifier_guidance.guided(bench.base, potential, bench.diffusion, scale)
+    yield 0, bench.diffusion.T, bench.draws(guided)
 
 
 class Method(NamedTuple):
-    """How a method runs, ``(bench, first setting, lr)``, and three values of its first setting."""
+    """How a method runs and what is searched.
 
-    run: Callable[[_Bench, Any, float], Iterator[Stage]]
-    firsts: tuple[float, ...]
+    Attributes:
+        run: ``(bench, evaluations, **setting)`` to stages.
+        search: three values, or one, of each setting.
+        kind: "pool": the evaluations are spent on a pool, and fewer are tried; "policy": on paths
+            of the model, and more are tried; "sample": on every sample, nothing is trained (a run
+            then has 0 evaluations, and the points of its curve those of one sample).
+    """
+
+    run: Callable[..., Iterator[Stage]]
+    search: dict[str, tuple[float, ...]]
+    kind: str = "pool"
 
 
-PPO = {"batches": 4, "epochs": 2}
+PPO = {"batches": 4}
+CLIP = {"clip_ratio": (0.1, 0.01, 0.3), "lr": POLICY_RATES}
 METHODS = {
-    "rgdm": Method(_in_rounds(rgdm.fit), (2, 1, 5)),  # rounds
-    "reward_weighted": Method(_in_rounds(reward_weighted.fit), (2, 4, 8)),  # rounds
-    "tilt_matching": Method(_tilt_matching, (256, 1024, 4096)),  # samples a step
-    "bounded": Method(_bounded, (20, 10, 40)),  # rounds
-    "reinforce": Method(_policy_gradient("n", True), (200, 50, 1000)),  # paths a round
-    "ddpo": Method(_policy_gradient("clip_ratio", False, normalise=True, **PPO), (0.1, 0.01, 0.3)),
-    "ddpo_kl": Method(_policy_gradient("clip_ratio", True, **PPO), (0.1, 0.01, 0.3)),
-    "value_guidance": Method(_value_guidance, (1.0, 0.8, 1.2)),  # scale
+    "rgdm": Method(_in_rounds(rgdm.fit), {"rounds": (2, 1, 4), "lr": RATES}),
+    "ddpo": Method(_policy_gradient("clip_ratio", False, normalise=True, **PPO), CLIP, "policy"),
+    "value_guidance": Method(_value_guidance, {"scale": (1.0, 0.8, 1.2), "lr": RATES}),
+    "reward_weighted": Method(_in_rounds(reward_weighted.fit), {"rounds": (2, 4, 8), "lr": RATES}),
+    "tilt_matching": Method(_tilt_matching, {"batch_size": (256, 64, 1024), "lr": RATES}),
+    "conditional": Method(_conditional, {"cold": (1, 2, 10), "scale": (1.0, 1.5, 3.0)}),
+    "best_of_n": Method(_best_of_n, {"n": (4, 2, 16)}, "sample"),
+    "reward_gradient": Method(_reward_gradient, {"scale": (1.0, 0.5, 2.0)}, "sample"),
+    "particles": Method(_particles, {"least_ess": (0.5, 0.1, 0.9)}, "sample"),
+    "best_child": Method(_best_child, {"k": (4, 2, 16)}, "sample"),
+    "bounded": Method(_bounded, {"rounds": (20, 10, 40), "lr": RATES}),
+    "reinforce": Method(
+        _policy_gradient("n", True), {"n": (200, 50, 1000), "lr": POLICY_RATES}, "policy"
+    ),
+    "ddpo_kl": Method(_policy_gradient("clip_ratio", True, **PPO), CLIP, "policy"),
 }
-BEST_OF = (4, 2, 16)
 
 
 class Judge:
@@ -180,18 +280,29 @@ class Judge:
         draws = [mode_l1(self.exact.sample(n), self.exact) for _ in range(20)]
         self.mode_floor = sum(draws) / len(draws)
 
-    def __call__(self, model: Sampler) -> dict[str, float]:
-        """Mean reward, over_floor (one draw), and mode L1 less that of exact samples.
+    def __call__(self, model: Sampler, draws: int = 1) -> dict[str, float | None]:
+        """Means over ``draws`` samples of n points.
 
-        Each is None for a method that gives points that are not finite.
+        ``reward``, ``over_floor``, ``mode_l1`` (less that of exact samples) and ``kl`` to the exact
+        reference in nats. Each is None for a method that gives points that are not finite; ``kl``
+        where more than 1 % coincide, too.
         """
-        x = model(self.n)
+        found = [self._once(model(self.n)) for _ in range(draws)]
+        names = ("reward", "over_floor", "mode_l1", "kl")
+        return {
+            name: None if None in (of := [one[name] for one in found]) else sum(of) / draws
+            for name in names
+        }
+
+    def _once(self, x: Tensor) -> dict[str, float | None]:
         if not bool(torch.isfinite(x).all()):
-            return {"reward": None, "over_floor": None, "mode_l1": None}
+            return dict.fromkeys(("reward", "over_floor", "mode_l1", "kl"))
+        distinct = len(x.unique(dim=0)) >= 0.99 * len(x)
         return {
             "reward": float(self.world.reward(x).mean()),
             "over_floor": sliced_wasserstein(x, self.exact.sample(self.n)) / self.floor,
             "mode_l1": mode_l1(x, self.exact) - self.mode_floor,
+            "kl": kl_to_mixture(x, self.world.reference) if distinct else None,
         }
 
 
@@ -217,28 +328,31 @@ def _pretrained(preset: str, out: Path, diffusion: Diffusion, world: World) -> n
     ).run(progress=False)
 
 
-def _run(bench: _Bench, judge: Judge, method: str, first: float, lr: float, seed: int) -> dict:
-    """One run and its curve: judged whenever evaluations have grown by half, and at the end."""
+def _run(
+    bench: _Bench, judge: Judge, method: str, setting: dict, evaluations: int, seed: int
+) -> dict:
+    """One run and its curve: judged when evaluations have grown by half, well at the end."""
     torch.manual_seed(seed)
     curve: list[dict] = []
 
-    def look(step: int, evaluations: int, denoiser: Denoiser) -> None:
+    def look(step: int, spent: int, sampler: Sampler, draws: int = 1) -> None:
         with torch.random.fork_rng():  # judging must not change the run
             torch.manual_seed(seed)
-            found = judge(lambda n: bench.sample(denoiser, n))
-        curve.append({"evaluations": evaluations, "step": step, **found})
+            found = judge(sampler, draws)
+        curve.append({"evaluations": spent, "step": step, **found})
 
     failure = None
     try:
-        for stage in METHODS[method].run(bench, first, lr):
-            if not curve or stage[1] >= 1.5 * curve[-1]["evaluations"]:
+        for stage in METHODS[method].run(bench, evaluations, **setting):
+            if stage[1] < evaluations and (not curve or stage[1] >= 1.5 * curve[-1]["evaluations"]):
                 look(*stage)
-        if curve[-1]["step"] < stage[0]:
-            look(*stage)
+        look(*stage, draws=bench.size["draws"])
     except (FloatingPointError, ValueError) as error:  # a setting that diverges is a finding
         failure = str(error)
-    setting = {"method": method, "first": first, "lr": lr, "seed": seed}
-    return setting | {"curve": curve, "failure": failure}
+    return {
+        "method": method, "setting": setting, "evaluations": evaluations, "seed": seed,
+        "curve": curve, "failure": failure,
+    }  # fmt: skip
 
 
 def _score(run: dict) -> float:
@@ -269,7 +383,7 @@ def compare_rivals(preset: str, out: Path, method: str = "") -> Path:
 
     Args:
         preset: quick, laptop or full.
-        out: one JSON file for each (method, first setting, lr, seed), and the pretrained network.
+        out: one JSON file for each run, and the pretrained network.
         method: only this one, and no table (several processes can share the work).
 
     Returns the table's path, or ``out`` without one.
@@ -284,37 +398,53 @@ def compare_rivals(preset: str, out: Path, method: str = "") -> Path:
     bench = _Bench(preset, _pretrained(preset, out, diffusion, world), diffusion, world)
     judge = Judge(world, size["judged"])
 
-    def run(name: str, first: float, lr: float, seed: int) -> dict:
-        path = out / f"{name}_{first}_{lr}_seed{seed}.json"
+    def run(name: str, setting: dict, seed: int, factor: float = 1) -> dict:
+        trains = METHODS[name].kind != "sample"
+        evaluations = int(factor * size["evaluations"]) if trains else 0
+        parts = [name, *(f"{key}{value}" for key, value in setting.items()), str(evaluations)]
+        path = out / f"{'_'.join(parts)}_seed{seed}.json"
         if not path.exists():
-            _write(path, _run(bench, judge, name, first, lr, seed))
+            _write(path, _run(bench, judge, name, setting, evaluations, seed))
         return json.loads(path.read_text())
 
-    methods = {}
-    for name in [method] if method else METHODS:
-        firsts = METHODS[name].firsts[: size["values"]]
-        search = [run(name, *pair, 0) for pair in product(firsts, RATES[: size["values"]])]
-        best = min(search, key=_score)
-        seeds = range(1, size["rgdm_seeds" if name == "rgdm" else "seeds"])
-        others = [run(name, best["first"], best["lr"], seed) for seed in seeds]
-        methods[name] = {"search": search, "runs": [best, *others]}
-    if method:
-        return out
+    def compare(name: str) -> dict[str, Any]:
+        values = [v[: size["values"]] for v in METHODS[name].search.values()]
+        settings = [dict(zip(METHODS[name].search, pair, strict=True)) for pair in product(*values)]
+        search = [run(name, setting, 0) for setting in settings]
+        best = min(search, key=_score)["setting"]
+        factors = {"pool": size["fewer"], "policy": size["more"], "sample": ()}[METHODS[name].kind]
+        seeds = range(size["rgdm_seeds" if name == "rgdm" else "seeds"])
+        return {
+            "kind": METHODS[name].kind,
+            "search": search,
+            "runs": [run(name, best, seed) for seed in seeds],
+            "other_sizes": [
+                run(name, best, seed, f) for f in factors for seed in range(size["seeds"])
+            ],
+        }
 
+    if method:
+        compare(method)
+        return out
     exact = world.exact(SHARE).denoiser(diffusion.schedule)
     torch.manual_seed(0)
+    references = {"exact_denoiser": exact, "base": bench.base}
     table = {
         "world": world.name,
         "share": SHARE,
         "tau": bench.tau,
         "exact_reward": world.frontier(SHARE)[0],
+        "exact_kl": world.frontier(SHARE)[1],
         "judged": size["judged"],
+        "draws": size["draws"],
         "command": f"python -m rgdm_lib.course experiment worlds-rivals --preset {preset}",
-        "exact_denoiser": judge(lambda n: bench.sample(exact, n)),
-        "base": judge(lambda n: bench.sample(bench.base, n)),
-        "best_of_n": {n: judge(bench.best_of(n)) for n in BEST_OF[: size["values"]]},
-        "methods": methods,
+        **{name: judge(bench.draws(net), size["draws"]) for name, net in references.items()},
+        "methods": {},
     }
-    path = (out if preset == "quick" else data_root() / "worlds") / "rivals.json"
-    _write(path, table)
+    for name in METHODS:
+        table["methods"][name] = compare(name)
+        _write(out / "rivals.json", table)  # what there is so far
+    if preset == "quick":
+        return out / "rivals.json"
+    _write(path := data_root() / "worlds" / "rivals.json", table)
     return path

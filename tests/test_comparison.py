@@ -36,7 +36,26 @@ def test_the_judge_knows_the_payoff_from_the_reference_and_from_half_a_mode(judg
 
     assert judge(one_mode_lost)["mode_l1"] > 2 * float(exact.weights[0]) - 0.1
     broken = judge(lambda n: torch.full((n, 8), math.nan))
-    assert broken == {"reward": None, "over_floor": None, "mode_l1": None}
+    assert broken == {"reward": None, "over_floor": None, "mode_l1": None, "kl": None}
+
+
+def test_the_judge_averages_draws_and_knows_the_kl_to_the_reference(judge):
+    torch.manual_seed(0)
+    exact, sizes = WORLD.exact(comparison.SHARE), []
+
+    def model(n):
+        sizes.append(n)
+        return exact.sample(n) + (len(sizes) - 1) * 0.3  # the second draw is far away
+
+    one, both = judge(model), None
+    sizes.clear()
+    both = judge(model, 2)
+    assert sizes == [2000, 2000]
+    assert one["over_floor"] < 2 < 0.5 * both["over_floor"]
+    assert abs(one["kl"] - WORLD.frontier(comparison.SHARE)[1]) < 0.1
+    assert abs(judge(WORLD.reference.sample)["kl"]) < 0.1
+    twice = judge(lambda n: exact.sample(n // 2).repeat(2, 1))
+    assert twice["kl"] is None and twice["over_floor"] < 3
 
 
 def test_evaluations_to_reach_need_the_reward_and_the_distance():
@@ -53,19 +72,26 @@ def test_the_whole_comparison_runs_once_and_goes_on_where_it_stopped(tmp_path, m
     path = comparison.compare_rivals("quick", tmp_path)
     table = json.loads(path.read_text())
     assert set(table["methods"]) == set(comparison.METHODS)
-    assert abs(table["exact_reward"] - WORLD.frontier(10)[0]) < 1e-9
+    assert (table["exact_reward"], table["exact_kl"]) == pytest.approx(WORLD.frontier(10))
     assert table["exact_denoiser"]["over_floor"] < 2 < table["base"]["over_floor"]
-    assert table["best_of_n"]["4"]["reward"] > table["base"]["reward"] + 0.5
     for name, found in table["methods"].items():
+        kind = comparison.METHODS[name].kind
+        assert found["kind"] == kind
         assert [run["seed"] for run in found["runs"]] == [0, 1], name
         assert found["runs"][0] in found["search"] and len(found["search"]) == 1
         assert found["runs"][0]["curve"] != found["runs"][1]["curve"]  # seeds differ
         for run in found["runs"]:
-            assert run["failure"] is None and run["curve"][-1]["evaluations"] == 400, name
-            assert all(math.isfinite(point["over_floor"]) for point in run["curve"])
+            last = run["curve"][-1]
+            assert run["failure"] is None and math.isfinite(last["over_floor"]), name
+            assert last["evaluations"] == 400 if kind != "sample" else last["evaluations"] < 100
+        sizes = [run["curve"][-1]["evaluations"] for run in found["other_sizes"]]
+        assert sizes == {"pool": [200, 200], "policy": [800, 800], "sample": []}[kind]
+    best = table["methods"]["best_of_n"]["runs"][0]["curve"]
+    assert len(best) == 1 and best[0]["evaluations"] == 4
+    assert best[0]["reward"] > table["base"]["reward"] + 0.5
 
     before = path.read_bytes()
-    lost = next(tmp_path.glob("tilt_matching_*_seed1.json"))
+    lost = next(tmp_path.glob("tilt_matching_*_400_seed1.json"))
     kept = lost.read_text()
     lost.unlink()
     path.unlink()
@@ -80,25 +106,66 @@ def test_the_whole_comparison_runs_once_and_goes_on_where_it_stopped(tmp_path, m
         comparison.compare_rivals("quick", tmp_path, method="ppo")
 
 
+def test_the_setting_that_ends_nearest_is_chosen(tmp_path, monkeypatch):
+    def moved(bench, evaluations, by, lr):
+        yield 1, evaluations, lambda n: WORLD.exact(comparison.SHARE).sample(n) + by * lr
+
+    size = comparison.PRESETS["quick"] | {"values": 3, "fewer": (0.5, 0.25)}
+    monkeypatch.setitem(comparison.PRESETS, "quick", size)
+    trial = comparison.Method(moved, {"by": (0.5, 0.0, 3.0), "lr": (1.0, 2.0)})
+    monkeypatch.setattr(comparison, "METHODS", {"trial": trial})
+    table = json.loads(comparison.compare_rivals("quick", tmp_path).read_text())
+    found = table["methods"]["trial"]
+    assert len(found["search"]) == 6
+    assert {run["setting"]["by"] for run in found["runs"] + found["other_sizes"]} == {0.0}
+    assert [run["evaluations"] for run in found["other_sizes"]] == [200, 200, 100, 100]
+
+
+def test_a_conditional_network_starts_as_the_base_and_asks_for_the_payoffs_rewards(monkeypatch):
+    torch.manual_seed(0)
+    size = comparison.PRESETS["quick"] | {"steps": 0}
+    monkeypatch.setitem(comparison.PRESETS, "quick", size)
+    diffusion = comparison.Diffusion(comparison.schedules.cosine(20))
+    base = comparison.MLPDenoiser(8, diffusion.schedule.alpha_bar, hidden=16)
+    torch.nn.init.normal_(base.out.weight)
+    bench = comparison._Bench("quick", base, diffusion, WORLD)
+    asked, inner = [], comparison.conditional.classifier_free
+
+    def spy(net, scale):
+        guided = inner(net, scale)
+        return lambda x, t, cond: asked.append(cond) or guided(x, t, cond)
+
+    monkeypatch.setattr(comparison.conditional, "classifier_free", spy)
+    for cold, least in ((1, 1.0), (10, 2.0)):
+        asked.clear()
+        ((_, evaluations, sampler),) = comparison._conditional(bench, 2000, cold, 1.5)
+        torch.manual_seed(1)
+        x = sampler(500)
+        torch.manual_seed(1)
+        torch.rand(1, dtype=torch.float64)  # what choosing the conditions took
+        assert torch.allclose(x, bench.draws(base)(500), atol=1e-4) and evaluations == 2000
+        assert all(torch.equal(cond, asked[0]) for cond in asked)  # one reward the whole way down
+        assert float(asked[0].mean()) > least  # standard deviations above the pool's mean
+
+
 def test_a_setting_that_diverges_is_recorded_and_not_chosen(judge):
     class Bench:
-        def sample(self, denoiser, n):
-            return denoiser(n)
+        size = {"draws": 2}
 
-    def diverges(bench, first, lr):
+    def diverges(bench, evaluations, lr):
         yield 1, 100, WORLD.reference.sample
         raise FloatingPointError("the loss is nan")
 
-    def holds(bench, first, lr):
+    def holds(bench, evaluations, lr):
         drawn.append(float(torch.rand(())))
         for k in range(1, 7):
             yield k, 100 * k, WORLD.reference.sample
 
     runs, drawn = [], []
     for seed, method in enumerate((diverges, holds, holds)):
-        comparison.METHODS["trial"] = comparison.Method(method, (1,))
+        comparison.METHODS["trial"] = comparison.Method(method, {"lr": (0.1,)})
         try:
-            runs.append(comparison._run(Bench(), judge, "trial", 1, 0.1, seed))
+            runs.append(comparison._run(Bench(), judge, "trial", {"lr": 0.1}, 600, seed))
         finally:
             del comparison.METHODS["trial"]
     assert runs[0]["failure"] == "the loss is nan" and len(runs[0]["curve"]) == 1
