@@ -4,10 +4,11 @@ import pytest
 import torch
 
 from rgdm_lib.shapes import experiments
-from rgdm_lib.shapes.data import Normalisation
+from rgdm_lib.shapes.data import Normalisation, shapes
 from rgdm_lib.shapes.model import (
     SAMPLING_STEPS,
     UNIT,
+    load_classifier,
     load_clouds,
     load_model,
     noise_to_signal,
@@ -46,7 +47,7 @@ def test_the_base_is_trained_and_ships_its_normalisation_and_rewards(base):
     assert metadata["clouds_seen"] == 320 and len(metadata["history"]) == 8
     assert network.out.weight.abs().max() > 0.01  # 0 at the start
     assert norm.source == "part train, 20 of each class, 64 points"
-    training = experiments.shapes("train", 20, 64).points.reshape(-1, 3)
+    training = shapes("train", 20, 64).points.reshape(-1, 3)
     assert torch.allclose(norm.mean, training.mean(0), atol=1e-5)
     clouds, values = load_clouds(base / "base_samples.npz")
     assert clouds.shape == (12, 64, 3)
@@ -133,3 +134,57 @@ def test_clouds_come_back_rounded_and_diverged_ones_are_cut(tmp_path):
     assert torch.isfinite(back).all() and float(back[3, 0, 2]) == pytest.approx(-65.534)
     with pytest.raises(ValueError, match=r"margin of shape \(3,\)"):
         save_clouds(tmp_path / "d.npz", clouds, margin=torch.zeros(3))
+
+
+def test_classifiers_learn_from_parts_of_their_own(tmp_path, monkeypatch):
+    asked = []
+
+    def watched(part, *arguments):
+        asked.append(part)
+        return shapes(part, *arguments)
+
+    monkeypatch.setattr(experiments, "shapes", watched)
+    paths = experiments.train_classifiers("quick", tmp_path)
+    assert asked == ["validation", "classifier", "judge"]
+    reward, judge = (load_classifier(path) for path in paths)
+    assert reward.head[1].in_features != judge.head[1].in_features
+    seen = shapes("test", 50, 64)
+    for network in (reward, judge):
+        assert (network(seen.points).argmax(1) == seen.label).float().mean() > 0.8
+
+
+@pytest.mark.filterwarnings("ignore:only .* effective samples")  # of a pool of 12
+def test_guided_models_write_their_samples_and_go_on_where_they_were(tmp_path):
+    paths = experiments.guide("quick", tmp_path, seeds=(0,))
+    assert [path.name.removesuffix("_seed0_samples.npz") for path in paths] == list(
+        experiments.GUIDED
+    )
+    made = [load_clouds(path)[0] for path in paths]
+    assert made[0].shape == (6, 64, 3)
+    for clouds in made[1:]:  # all differ from the control, which had the same noise
+        assert 0 < (clouds - made[0]).abs().mean() < 0.5
+    before = [path.stat().st_mtime_ns for path in paths]
+    paths[2].unlink()
+    experiments.guide("quick", tmp_path, seeds=(0,))
+    after = [path.stat().st_mtime_ns for path in paths]
+    assert [a == b for a, b in zip(after, before, strict=True)] == [i != 2 for i in range(6)]
+    assert torch.equal(load_clouds(paths[2])[0], made[2])
+
+
+def test_payoffs_are_tilted_by_what_they_name():
+    seen = shapes("test", 100, 256)
+    shares, chair = {}, (seen.label == 0).double()
+    for name, target in experiments.GUIDED.items():
+        draw, tau = experiments.payoff_draw(name, seen.points)
+        weighted = draw.weigh(tau)
+        shares[name] = float(weighted.expectation(chair))
+        if "share" in target:
+            assert weighted.ess == pytest.approx(300 * target["share"], rel=0.01)
+    assert shares["control"] == pytest.approx(1 / 3)
+    assert 0.4 < shares["class_ess80"] < shares["class_ess40"] and shares["class_ess10"] > 0.99
+    draw, tau = experiments.payoff_draw("stands", seen.points)
+    falls = 1 - draw.reward
+    odds = [float(p / (1 - p)) for p in (falls.mean(), draw.weigh(tau).expectation(falls))]
+    assert odds[0] / odds[1] == pytest.approx(148.4, rel=0.01)
+    draw, tau = experiments.payoff_draw("symmetric", seen.points)
+    assert torch.equal(draw.reward, symmetry(seen.points))

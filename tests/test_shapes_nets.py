@@ -5,7 +5,7 @@ import torch
 
 from rgdm_lib import schedules
 from rgdm_lib.diffusion import Diffusion
-from rgdm_lib.shapes.nets import RESIDUAL_AT_START, SetDenoiser
+from rgdm_lib.shapes.nets import RESIDUAL_AT_START, PointNet, SetDenoiser
 from rgdm_lib.training import Trainer
 
 SCHEDULE = schedules.cosine(100)
@@ -94,3 +94,13 @@ def _best_error_of_a_single_point(a):
     x0_hat = torch.cat([share * along, torch.zeros(n, 1)], 1)
     eps = (x - a**0.5 * x0_hat) / (1 - a) ** 0.5
     return float((eps - noise).square().mean())
+
+
+def test_pointnet_takes_the_points_as_a_set():
+    torch.manual_seed(0)
+    net, clouds = PointNet(16, 5), torch.randn(2, 30, 3)
+    logits = net(clouds)
+    assert logits.shape == (2, 5)
+    assert torch.allclose(net(clouds[:, torch.randperm(30)]), logits)
+    assert torch.allclose(net(torch.cat([clouds, clouds[:, :7]], 1)), logits)  # twice is once
+    assert not torch.allclose(net(clouds + 0.1), logits)

@@ -63,6 +63,14 @@ def test_symmetry():
     assert float(rewards.symmetry(one)) == pytest.approx(-1)
 
 
+def test_class_logit_is_the_log_odds_of_the_class():
+    logits = torch.randn(4, 3)
+    p = logits.softmax(1)
+    for k in range(3):
+        reward = rewards.class_logit(lambda clouds: logits, k)(torch.randn(4, 9, 3))
+        assert torch.allclose(reward, (p[:, k] / (1 - p[:, k])).log(), atol=1e-5)
+
+
 def test_proportion_and_range():
     cloud = torch.tensor([[[0.0, 0, 0], [3.0, 9, 2]]])
     assert float(rewards.proportion(cloud)) == pytest.approx(1.5)

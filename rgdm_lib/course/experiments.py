@@ -12,6 +12,8 @@ EXPERIMENTS = {
     "molecules-qed": "rgdm_lib.molecules.experiments:guide_qed",
     "molecules-redraw": "rgdm_lib.molecules.experiments:redraw_qed",
     "shapes-base": "rgdm_lib.shapes.experiments:train_base",
+    "shapes-classifiers": "rgdm_lib.shapes.experiments:train_classifiers",
+    "shapes-rgdm": "rgdm_lib.shapes.experiments:guide",
     "worlds-rivals": "rgdm_lib.comparison:compare_rivals",
 }
 

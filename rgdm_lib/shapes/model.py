@@ -20,12 +20,13 @@ from rgdm_lib.diffusion import Denoiser, Diffusion
 from rgdm_lib.payoff import check_sizes
 from rgdm_lib.schedules import polynomial
 from rgdm_lib.shapes.data import Normalisation
-from rgdm_lib.shapes.nets import SetDenoiser
+from rgdm_lib.shapes.nets import PointNet, SetDenoiser
 from rgdm_lib.training import load_tensors, save_weights
 
 T = 1000
 SAMPLING_STEPS = 240
 BASE = "shapes/base.safetensors"
+CLASSIFIER, JUDGE = "shapes/classifier.safetensors", "shapes/judge.safetensors"
 BASE_SAMPLES = "shapes/base_samples.npz"
 UNIT = 0.002  # of coordinates in files, below a tenth of the spacing of 512 points
 
@@ -147,6 +148,19 @@ def load_model(path: str | Path | None = None) -> tuple[SetDenoiser, Normalisati
     stored = metadata["normalisation"]
     norm = Normalisation(*(torch.tensor(stored[k]) for k in ("mean", "std")), stored["source"])
     return network.eval(), norm, metadata
+
+
+def load_classifier(path: str | Path | None = None) -> PointNet:
+    """A classifier of clouds in their own unit.
+
+    Args:
+        path: a file of ``training.save_weights``; default: the shipped classifier that gives
+            rewards. The judge is at ``data_path(JUDGE)``.
+    """
+    tensors, metadata = load_tensors(data_path(CLASSIFIER) if path is None else path)
+    network = PointNet(**metadata["network"])
+    network.load_state_dict({name: value.float() for name, value in tensors.items()})
+    return network.eval()
 
 
 def rounded(clouds: Tensor) -> Tensor:

@@ -1,7 +1,8 @@
-"""A denoiser of sets of points that passes through a few latents: cost N, and no order matters.
+"""Networks on sets of points: a denoiser that passes through a few latents, and a classifier.
 
-After Set Transformers (Lee et al. 2019, arXiv 1810.00825, section 3.2: inducing points) and GECCO
-(Tyszkiewicz et al. 2023, arXiv 2303.05916), whose pattern this is in small.
+The denoiser costs N, and the order of the points does not matter. After Set Transformers (Lee et
+al. 2019, arXiv 1810.00825, section 3.2: inducing points) and GECCO (Tyszkiewicz et al. 2023, arXiv
+2303.05916), whose pattern this is in small.
 """
 
 from __future__ import annotations
@@ -123,3 +124,32 @@ class SetDenoiser(nn.Module):
         v = self.out(self.norm(h))
         alpha_bar = self.alpha_bar[t].to(x_t.dtype)[:, None, None]
         return alpha_bar.sqrt() * v + (1 - alpha_bar).sqrt() * x_t
+
+
+class PointNet(nn.Module):
+    """Classifier of point sets (B, N, 3): each point by itself, the largest of each feature.
+
+    Qi et al. 2017 (arXiv 1612.00593, figure 2), without its transform networks: shapes here are
+    upright. The order and the number of the points do not matter.
+
+    Args:
+        width: features of a point; half as many before, and as many after the maximum.
+        classes: logits.
+    """
+
+    def __init__(self, width: int = 128, classes: int = 3):
+        super().__init__()
+        self.points = nn.Sequential(
+            nn.Linear(3, width // 2),
+            nn.ReLU(),
+            nn.Linear(width // 2, width // 2),
+            nn.ReLU(),
+            nn.Linear(width // 2, width),
+        )
+        self.head = nn.Sequential(
+            nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, classes)
+        )
+
+    def forward(self, clouds: Tensor) -> Tensor:
+        """(B, N, 3) -> (B, classes) logits."""
+        return self.head(self.points(clouds).amax(1))

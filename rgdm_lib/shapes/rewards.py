@@ -1,4 +1,4 @@
-"""Rewards on point clouds, (B, N, 3) -> (B,): functions of the points alone, none needs a gradient.
+"""Rewards on point clouds, (B, N, 3) -> (B,); none needs a gradient.
 
 z points up (``parametric``). Lengths are in the clouds' unit.
 """
@@ -6,6 +6,7 @@ z points up (``parametric``). Lengths are in the clouds' unit.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -60,6 +61,24 @@ def symmetry(clouds: Tensor) -> Tensor:
     """
     _check(clouds)
     return -_nearest(clouds * clouds.new_tensor([-1.0, 1.0, 1.0]), clouds).mean(1)
+
+
+def class_logit(classifier: Callable[[Tensor], Tensor], index: int) -> Reward:
+    """The logit log p / (1 - p) of a class under a classifier, in nats (Zhang & Xu 2023).
+
+    Args:
+        classifier: clouds (B, N, 3) -> (B, classes) logits of a softmax.
+        index: of the class.
+    """
+
+    @torch.no_grad()
+    def reward(clouds: Tensor) -> Tensor:
+        _check(clouds)
+        logits = classifier(clouds)
+        others = torch.cat([logits[:, :index], logits[:, index + 1 :]], 1)
+        return logits[:, index] - others.logsumexp(1)
+
+    return reward
 
 
 def proportion(clouds: Tensor) -> Tensor:
