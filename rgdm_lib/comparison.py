@@ -401,8 +401,8 @@ def compare_rivals(preset: str, out: Path, method: str = "") -> Path:
     def run(name: str, setting: dict, seed: int, factor: float = 1) -> dict:
         trains = METHODS[name].kind != "sample"
         evaluations = int(factor * size["evaluations"]) if trains else 0
-        parts = [name, *(f"{key}{value}" for key, value in setting.items()), str(evaluations)]
-        path = out / f"{'_'.join(parts)}_seed{seed}.json"
+        values = "_".join(f"{key}{value}" for key, value in sorted(setting.items()))
+        path = out / f"{name}_{values}_{evaluations}_seed{seed}.json"
         if not path.exists():
             _write(path, _run(bench, judge, name, setting, evaluations, seed))
         return json.loads(path.read_text())
