@@ -628,7 +628,7 @@ print(f"your guess for DDPM in 10 steps: {guess}")
 # **Question.** What must a network look like to be a denoiser?
 #
 # It takes $x_t$ and $t$, and returns a guess of the noise. For points in the plane a multilayer perceptron
-# will do. Two details matter.
+# will do. Three details matter.
 #
 # - *It must see the time.* The right answers near $t = 0$ and near $t = T$ differ completely (notebook 01). One
 #   number $t/T$ is a poor input: networks are smooth. So $t$ enters as sines and cosines of several
@@ -636,9 +636,12 @@ print(f"your guess for DDPM in 10 steps: {guess}")
 # - *It should not have to divide by almost nothing.* $\hat x_0$ has the factor $1/\sqrt{\bar\alpha_t}$, which is
 #   thousands at $t = T$. An error of 0.001 in the noise would move $\hat x_0$ by 2 or more. The library's `MLPDenoiser`
 #   therefore predicts $v = \sqrt{\bar\alpha_t}\, \varepsilon - \sqrt{1 - \bar\alpha_t}\, x_0$ (Salimans & Ho
-# 2022) inside and   returns the noise that follows from it,
-# $\varepsilon = \sqrt{1 - \bar\alpha_t}\, x_t + \sqrt{\bar\alpha_t}\, v$. From outside   it is a denoiser
+# 2022) inside and returns the noise that follows from it,
+# $\varepsilon = \sqrt{1 - \bar\alpha_t}\, x_t + \sqrt{\bar\alpha_t}\, v$. From outside it is a denoiser
 # like any other.
+# - *It should not run away.* Far from all training points a network extrapolates as it likes. If $v$ grows with
+#   $x_t$ there, each step can push a stray sample further out. So the network sees $5 \tanh(x_t / 5)$: nearly
+#   $x_t$ where the data are, and never more than 5. Then $v$ is bounded, and far out each step pulls back.
 #
 # Its last layer starts at zero, so the untrained network says $v = 0$. Here it is, all of it: the inputs made of the
 # time, the layers, and what happens between input and output. (`cond_dim` is for networks with a condition.)

@@ -10,6 +10,8 @@ from torch.nn import functional as F
 
 from rgdm_lib.nets import TimeFeatures
 
+FAR = 5.0
+
 
 class MLPDenoiser(nn.Module):
     """Denoiser ``(x_t, t, cond) -> eps`` for vectors (B, dim): residual layers that see the time.
@@ -18,8 +20,11 @@ class MLPDenoiser(nn.Module):
     appendix D) and returns the eps that follows from it: at t near T an error in eps would be
     magnified by 1 / sqrt(alpha_bar_t) in x0_hat, an error in v is not.
 
+    It sees FAR tanh(x_t / FAR): beyond what it was trained on, v stays bounded, and a step of the
+    reverse process pulls back. Without, a rare far point could be pushed out without end.
+
     Args:
-        dim: length of a vector.
+        dim: length of a vector, each of its coordinates of order 1.
         alpha_bar: (T + 1,) the schedule's, see ``NoiseSchedule``; it also says what T is.
         hidden: width.
         layers: number of residual layers.
@@ -41,7 +46,8 @@ class MLPDenoiser(nn.Module):
     def forward(self, x_t: Tensor, t: Tensor, cond: Any = None) -> Tensor:
         """x_t (B, dim), t (B,) integers in 1..T, cond (B, cond_dim) or None -> eps (B, dim)."""
         time = self.time(t)
-        h = self.embed(torch.cat([x_t, time] + ([] if cond is None else [cond]), 1))
+        seen = FAR * (x_t / FAR).tanh()
+        h = self.embed(torch.cat([seen, time] + ([] if cond is None else [cond]), 1))
         for layer, of_time in zip(self.layers, self.time_to_layer, strict=True):
             h = h + layer(F.silu(h + of_time(time)))
         v = self.out(F.silu(h))

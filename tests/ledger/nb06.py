@@ -5,7 +5,8 @@ import math
 import torch
 
 from ledger import close, equation, within
-from rgdm_lib import stepwise
+from rgdm_lib import schedules, stepwise
+from rgdm_lib.diffusion import Diffusion
 from rgdm_lib.worlds.chain import small_chain
 from rgdm_lib.worlds.mixtures import GaussianMixture
 from rgdm_lib.worlds.rewards import Quadratic
@@ -76,12 +77,109 @@ def guess_against_value(factor=lambda tau: 1 / tau, half=0.5, tau=0.7, k=1.3):
         close((soft - bowl(mean)) / c, slope, tolerance=20 * c)
 
 
+# ---- several rounds --------------------------------------------------------------------------
+
+
+@equation(
+    "balance-weights-of-models",
+    mutations={
+        "each sample by its own model": {
+            "mixture": lambda laws, share, own: laws[own]  # noqa: ARG005
+        },
+        "no correction": {"mixture": lambda laws, share, own: laws[0]},  # noqa: ARG005
+        "the last model for all": {"mixture": lambda laws, share, own: laws[-1]},  # noqa: ARG005
+        "models alike, whatever they drew": {
+            "mixture": lambda laws, share, own: laws.mean(0)  # noqa: ARG005
+        },
+    },
+)
+def balance_weights_of_models(
+    mixture=lambda laws, share, own: share @ laws,  # noqa: ARG005
+):
+    """Three laws drew 1 : 2 : 5 of five states: expected weighted counts; at most n / n_0."""
+    laws = torch.softmax(torch.randn(3, 5, dtype=F64), 1)
+    tilt = torch.randn(5, dtype=F64).exp()
+    share = torch.tensor([0.125, 0.25, 0.625], dtype=F64)
+    found, largest = torch.zeros(5, dtype=F64), 0.0
+    for own in range(3):
+        correction = laws[0] / mixture(laws, share, own)
+        found += share[own] * laws[own] * correction * tilt
+        largest = max(largest, float(correction.max()))
+    close(found / found.sum(), laws[0] * tilt / (laws[0] @ tilt))
+    assert largest <= 1 / share[0]
+
+
+def chained_shift(variance, extra, rounds):
+    """Mean of one mode over slope / tau after so many rounds; widened by ``extra`` in each fit."""
+    return variance + (rounds - 1) / 2 * extra
+
+
+@equation(
+    "chained-fit-error-adds-up",
+    mutations={
+        "widened once": {"variance": lambda s2, h2, k: s2 + h2},  # noqa: ARG005
+        "the last round not widened": {"variance": lambda s2, h2, k: s2 + (k - 1) * h2},
+        "widened before the tilt": {"shift": lambda s2, h2, k: s2 + (k + 1) / 2 * h2},
+        "the reference's own width": {"shift": lambda s2, h2, k: s2},  # noqa: ARG005
+        "k for k - 1": {"shift": lambda s2, h2, k: s2 + k / 2 * h2},
+    },
+)
+def chained_fit_error_adds_up(
+    variance=lambda s2, h2, k: s2 + k * h2, shift=chained_shift, s2=0.3, h2=0.05, tau=0.7
+):
+    """One mode on a fine grid: multiply by exp(b y / (K tau)), widen by a Gaussian, K times."""
+    y, b = torch.linspace(-9, 9, 601, dtype=F64), 1.4
+    blur = torch.softmax(-(y - y[:, None]).square() / (2 * h2), 1)
+    for rounds in (1, 3, 4):
+        p = torch.softmax(-y.square() / (2 * s2), 0)
+        for _ in range(rounds):
+            p = p * (b * y / (rounds * tau)).exp()
+            p = (p / p.sum()) @ blur
+        mean = p @ y
+        close(mean, b / tau * shift(s2, h2, rounds), 1e-8)
+        close(p @ (y - mean).square(), variance(s2, h2, rounds), 1e-8)
+
+
+# ---- best of K -------------------------------------------------------------------------------
+
+
+NODES = torch.linspace(-22, 9, 125, dtype=F64)  # logarithms of u
+
+
+def kept_of_k(p, g, k):
+    """Law of the child kept: K p g times the integral of exp(-u g) E[exp(-u g)]^(K - 1) over u."""
+    u = NODES.exp()  # du = u d log u
+    decay = (-u[:, None] * g).exp()
+    return k * p * g * ((NODES[1] - NODES[0]) * u * (decay @ p) ** (k - 1) @ decay)
+
+
+@equation(
+    "best-of-k-law",
+    mutations={
+        "nothing chosen": {"formula": lambda p, g, k: p},  # noqa: ARG005
+        "as if K were infinite": {"formula": lambda p, g, k: p * g / (p @ g)},  # noqa: ARG005
+        "factor K forgotten": {"formula": lambda p, g, k: kept_of_k(p, g, k) / k},
+        "K for K - 1": {"formula": lambda p, g, k: kept_of_k(p, g, k + 1) * k / (k + 1)},
+    },
+)
+def best_of_k_law(formula=kept_of_k):
+    """All K-tuples of children of four states, kept in proportion to g: enumerated."""
+    p = torch.softmax(torch.randn(4, dtype=F64), 0)
+    g = torch.randn(4, dtype=F64).exp()
+    for k in (2, 3, 4):
+        children = torch.cartesian_prod(*[torch.arange(4)] * k)
+        probability = p[children].prod(1)
+        kept = probability[:, None] * g[children] / g[children].sum(1, keepdim=True)
+        law = torch.zeros(4, dtype=F64).index_add_(0, children.flatten(), kept.flatten())
+        close(formula(p, g, k), law, 1e-9)
+
+
 # ---- one Gaussian, one bowl: policy N(0, I), reward -k |x - a|^2 / 2, a = delta, s_0 = 1 ------
 
 
 def _by_quadrature(weight, kappa, delta, d=2, tau=1.0):
-    """trace(Cov) / |mean|^2 of weight(r, w) x, x ~ N(0, I_2), on a fine grid."""
-    line = torch.linspace(-9, 9, 721, dtype=F64)
+    """trace(Cov) / |mean|^2 of weight(r, w) x, x ~ N(0, I_2), on a grid."""
+    line = torch.linspace(-9, 9, 121, dtype=F64)  # smooth and zero at the ends: converges fast
     x = torch.cartesian_prod(*[line] * d)
     p = torch.softmax(-x.square().sum(1) / 2, 0)
     centre = torch.zeros(d, dtype=F64)
@@ -203,3 +301,57 @@ def same_estimator_at_large_tau(first_order=lambda r, tau: (r - r.mean()) / tau)
     for tau in (1e3, 1e4):
         w = torch.softmax(r / tau, 0) * len(r)
         close(tau * (w - 1), tau * first_order(r, tau), tolerance=20 / tau)
+
+
+# ---- gradients of networks -------------------------------------------------------------------
+
+DIFFUSION = Diffusion(schedules.cosine(20))
+
+
+@equation(
+    "path-noise-target",
+    mutations={
+        "sign": {"target": lambda eps, z, w: eps + z / (2 * w) ** 0.5},
+        "without the 2": {"target": lambda eps, z, w: eps - z / w**0.5},
+        "no root": {"target": lambda eps, z, w: eps - z / (2 * w)},
+        "simple weight": {"weight": lambda t: 1.0},  # noqa: ARG005
+    },
+)
+def path_noise_target(
+    target=lambda eps, z, w: eps - z / (2 * w) ** 0.5,
+    weight=lambda t: float(DIFFUSION.loss_weight("vlb")[t]),
+):
+    """Steps of a wrong policy: log p less that of the policy that drew them, by the library."""
+    old, new = torch.randn(2, 7, 3, dtype=F64)
+    x_t, z = torch.randn(2, 7, 3, dtype=F64)
+    for t in (1, 2, 11, 20):
+        means = [DIFFUSION.step(x_t, t, t - 1, eps)[0] for eps in (old, new)]
+        std = DIFFUSION.path_std(t, t - 1)
+        x_s = means[0] + std * z
+        log_p = [torch.distributions.Normal(m, std).log_prob(x_s).sum(1) for m in means]
+        w = float(weight(t))
+        error = [(eps - target(old, z, w)).square().sum(1) for eps in (old, new)]
+        close(-w * (error[1] - error[0]), log_p[1] - log_p[0], 1e-8)
+
+
+def square_of_mean(g):
+    """Unbiased estimate of |E g|^2 from independent draws (B, p)."""
+    total, n = g.sum(0), len(g)
+    return (total.square().sum() - g.square().sum()) / (n * (n - 1))
+
+
+@equation(
+    "unbiased-square-of-mean",
+    mutations={
+        "the mean squared": {"formula": lambda g: g.mean(0).square().sum()},
+        "over B squared": {"formula": lambda g: square_of_mean(g) * (1 - 1 / len(g))},
+        "second moment": {"formula": lambda g: g.square().sum(1).mean()},
+    },
+)
+def unbiased_square_of_mean(formula=square_of_mean):
+    """All triples of draws from four points of the plane with unequal probabilities."""
+    points = torch.randn(4, 2, dtype=F64)
+    p = torch.softmax(torch.randn(4, dtype=F64), 0)
+    triples = torch.cartesian_prod(*[torch.arange(4)] * 3)
+    expected = sum(p[i].prod() * formula(points[i]) for i in triples)
+    close(expected, (p @ points).square().sum())
