@@ -324,6 +324,20 @@ def test_the_code_of_a_result_is_what_the_notebook_runs(example_folder, tmp_path
         assert (provenance.code_hash(folder / notebook.name) == before) is same
 
 
+def test_the_data_of_a_result_is_what_its_code_names(tmp_path, monkeypatch):
+    cell = {"cell_type": "code", "metadata": {}, "source": []}
+    cell["source"] = 'from rgdm_lib._data import data_path\ndata_path("molecules/a.npz")'
+    notebook = tmp_path / "01_example.ipynb"
+    notebook.write_text(json.dumps({"cells": [cell]}))
+    manifest = {"molecules/a.npz": "1", "worlds/b.json": "2"}
+    monkeypatch.setattr(provenance._data, "read_manifest", lambda root: manifest)
+    before = provenance.code_hash(notebook)
+    manifest["worlds/b.json"] = "3"
+    assert provenance.code_hash(notebook) == before
+    manifest["molecules/a.npz"] = "4"
+    assert provenance.code_hash(notebook) != before
+
+
 def test_claims_needs_reference_results(tmp_path, capsys):
     assert main(["claims", "--reference", str(tmp_path / "nothing")]) == 2
     lines = capsys.readouterr().err.splitlines()

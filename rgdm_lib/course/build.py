@@ -10,8 +10,8 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 from nbformat import NotebookNode
 
+from rgdm_lib._files import write_whole
 from rgdm_lib.course import guards
-from rgdm_lib.course.results import write_whole
 from rgdm_lib.course.source import Cell, cell_ids, notebook_cells, solved_cells
 
 _METADATA = {

@@ -15,9 +15,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from rgdm_lib import _data
+from rgdm_lib._files import write_whole
 from rgdm_lib.course import claims
 from rgdm_lib.course.provenance import code_hash
-from rgdm_lib.course.results import PRESETS, SEEDS, run_folder, write_whole
+from rgdm_lib.course.results import PRESETS, SEEDS, run_folder
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
 _EXTRA = ("filelock", "ipykernel", "jupytext", "nbclient", "nbformat", "papermill")

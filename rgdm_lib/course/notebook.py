@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from IPython.display import Markdown, display
 
+from rgdm_lib._files import write_whole
 from rgdm_lib.course.results import (
     PRESETS,
     SEEDS,
@@ -29,7 +30,6 @@ from rgdm_lib.course.results import (
     dumps,
     results_text,
     run_folder,
-    write_whole,
 )
 
 # Okabe and Ito's palette: told apart with any colour vision.

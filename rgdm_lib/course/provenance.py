@@ -13,27 +13,33 @@ _PACKAGE = Path(__file__).resolve().parent.parent
 def code_hash(notebook: Path) -> str:
     """Return a sha256 over a notebook's code cells and what they import from the package.
 
-    Imports are followed through the package's files; if one of them finds shipped data, the list
-    of its checksums counts too. The bootstrap cell, which only installs, does not count. Raises
-    ValueError for a file that is not a notebook.
+    Imports are followed through the package's files. Of shipped data the checksums count of all
+    folders that the code names (``"molecules/..."``). The bootstrap cell, which only installs, does
+    not count. Raises ValueError for a file that is not a notebook.
     """
     cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
     digest = hashlib.sha256()
+    texts = []
     todo: set[Path] = set()
     for cell in cells:
         if cell["cell_type"] == "code" and "bootstrap" not in cell["metadata"].get("tags", []):
             text = "".join(cell["source"])
             digest.update(text.encode() + b"\0")
+            texts.append(text)
             todo |= imported_files(text)
     files: set[Path] = set()
     while todo:
         files.add(path := todo.pop())
-        todo |= imported_files(path.read_text(encoding="utf-8")) - files
+        texts.append(path.read_text(encoding="utf-8"))
+        todo |= imported_files(texts[-1]) - files
     for path in sorted(files):
         digest.update(path.relative_to(_PACKAGE).as_posix().encode() + b"\0")
         digest.update(path.read_bytes().replace(b"\r\n", b"\n") + b"\0")
     if _PACKAGE / "_data.py" in files:
-        digest.update((_data.data_root() / _data.MANIFEST).read_bytes())
+        for name, checksum in sorted(_data.read_manifest(_data.data_root()).items()):
+            folder = name.partition("/")[0]
+            if any(f'"{folder}/' in text or f'"{folder}"' in text for text in texts):
+                digest.update(f"{checksum}  {name}\n".encode())
     return digest.hexdigest()
 
 

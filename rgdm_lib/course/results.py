@@ -42,16 +42,6 @@ def run_folder(out: Path, preset: str, notebook: str, seed: int) -> Path:
     return out / preset / (notebook if seed == 0 else f"{notebook}-seed-{seed}")
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write a text file whole or not at all: a full disk leaves the old one as it was."""
-    part = path.with_name(path.name + ".part")
-    try:
-        part.write_text(text, encoding="utf-8")
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
 def read_results(path: Path) -> dict:
     """Read a ``results.json``; ValueError when it is not JSON or has another schema."""
     record = json.loads(path.read_text(encoding="utf-8"))

@@ -13,6 +13,7 @@ import nbformat
 import papermill
 from papermill.exceptions import PapermillExecutionError
 
+from rgdm_lib._files import write_whole
 from rgdm_lib.course import claims, guards
 from rgdm_lib.course.build import KERNEL_ARGUMENTS, reason
 from rgdm_lib.course.provenance import code_hash
@@ -22,7 +23,6 @@ from rgdm_lib.course.results import (
     dumps,
     read_results,
     run_folder,
-    write_whole,
 )
 
 REFERENCE_SCHEMA = "rgdm-reference/1"
