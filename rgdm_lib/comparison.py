@@ -378,6 +378,26 @@ def evaluations_to_reach(run: dict, reward: float, over_floor: float) -> int | N
     return None
 
 
+def reached(method: dict, reward: float, over_floor: float) -> list[tuple[int, bool]]:
+    """Fewest evaluations to come as far and as close, over a seed's runs of all sizes; by seed.
+
+    Args:
+        method: one of the table's. Seeds that ran at one size only are left out where others exist.
+        reward, over_floor: see ``evaluations_to_reach``.
+
+    Returns (evaluations, True) for each seed, or (evaluations of its longest run, False): a bound.
+    """
+    seeds = {run["seed"] for run in method["other_sizes"] or method["runs"]}
+    found = []
+    for seed in sorted(seeds):
+        runs = [run for run in method["runs"] + method["other_sizes"] if run["seed"] == seed]
+        got = [evaluations_to_reach(run, reward, over_floor) for run in runs]
+        longest = max(run["evaluations"] for run in runs)
+        fewest = min((n for n in got if n is not None), default=None)
+        found.append((longest, False) if fewest is None else (fewest, True))
+    return found
+
+
 def compare_rivals(preset: str, out: Path, method: str = "") -> Path:
     """Run what ``out`` does not hold yet and write the table.
 
@@ -438,7 +458,7 @@ def compare_rivals(preset: str, out: Path, method: str = "") -> Path:
         "judged": size["judged"],
         "draws": size["draws"],
         "command": f"python -m rgdm_lib.course experiment worlds-rivals --preset {preset}",
-        **{name: judge(bench.draws(net), size["draws"]) for name, net in references.items()},
+        **{name: judge(bench.draws(net), 10) for name, net in references.items()},
         "methods": {},
     }
     for name in METHODS:

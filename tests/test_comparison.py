@@ -67,6 +67,24 @@ def test_evaluations_to_reach_need_the_reward_and_the_distance():
     assert comparison.evaluations_to_reach(run, 2.1, 3.0) is None
 
 
+def test_a_method_has_reached_a_point_by_its_cheapest_run_and_else_gives_a_bound():
+    def run(seed, evaluations, *points):
+        names = ("evaluations", "reward", "over_floor")
+        curve = [dict(zip(names, point, strict=True)) for point in points]
+        return {"seed": seed, "evaluations": evaluations, "curve": curve}
+
+    far, near = (1.0, 9.0), (2.0, 1.0)
+    method = {
+        "runs": [run(0, 20, (20, *near)), run(1, 20, (20, *far)), run(7, 20, (20, *near))],
+        "other_sizes": [
+            run(0, 5, (2, *far), (5, *near)), run(1, 60, (60, *far)), run(0, 1, (1, *far))
+        ],
+    }  # fmt: skip
+    assert comparison.reached(method, 1.5, 2.0) == [(5, True), (60, False)]
+    method["other_sizes"] = []
+    assert comparison.reached(method, 1.5, 2.0) == [(20, True), (20, False), (20, True)]
+
+
 @pytest.mark.filterwarnings("ignore")  # 200 samples at an effective share of 10 % are few
 def test_the_whole_comparison_runs_once_and_goes_on_where_it_stopped(tmp_path, monkeypatch):
     path = comparison.compare_rivals("quick", tmp_path)
