@@ -1,0 +1,180 @@
+"""How near RGDM comes to payoff distributions that are known exactly, world by world.
+
+``python -m rgdm_lib.course experiment worlds-rgdm --preset P``: a network is pretrained on each
+world's reference; RGDM starts from it with samples of its own, at each temperature and seed. A run
+is one file in ``out``; what is there is not repeated. Preset quick is a test of the machinery; the
+others write ``data/worlds/rgdm.json``.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from rgdm_lib import payoff, rgdm, schedules
+from rgdm_lib._data import data_root, write_manifest
+from rgdm_lib._files import write_whole
+from rgdm_lib.diffusion import Denoiser, Diffusion
+from rgdm_lib.training import Trainer
+from rgdm_lib.worlds import known
+from rgdm_lib.worlds.known import World
+from rgdm_lib.worlds.metrics import Sampler, kl_to_mixture, over_floor
+from rgdm_lib.worlds.nets import MLPDenoiser
+
+# n: samples, hence rewards, a round. judged: points a draw, draws: of a judgement (means over them)
+PRESETS = {
+    "quick": {"T": 20, "hidden": 16, "base": 60, "rounds": 2, "n": 200, "steps": 20, "judged": 400,
+              "draws": 2, "seeds": 1},
+    "laptop": {"T": 200, "hidden": 128, "base": 20_000, "rounds": 4, "n": 5000, "steps": 3000,
+               "judged": 10_000, "draws": 10, "seeds": 3},
+    "full": {"T": 400, "hidden": 128, "base": 50_000, "rounds": 4, "n": 5000, "steps": 10_000,
+             "judged": 10_000, "draws": 10, "seeds": 5},
+}  # fmt: skip
+
+
+class Target(NamedTuple):
+    """A world, the effective shares in % to go to, and samples a round over the preset's n."""
+
+    make: Callable[[], World]
+    shares: tuple[float, ...]
+    factor: float = 1
+
+
+TARGETS = {
+    "ring": Target(known.ring_world, (10, 40, 80)),
+    "indicator": Target(known.indicator_world, (10, 40)),  # at 80 its mass in the region is 0.19
+    "rare": Target(known.rare_world, tuple(known.rare_world().temperatures), 2.5),
+}
+
+
+def _sampler(diffusion: Diffusion, denoiser: Denoiser, dim: int) -> Sampler:
+    def sample(n: int) -> Tensor:
+        *_, last = diffusion.sample(denoiser, torch.randn(n, dim))
+        return last.x
+
+    return sample
+
+
+def _judge(world: World, share: float, model: Sampler, size: dict) -> dict[str, float]:
+    """Distance over its floor, mean reward, KL to the exact reference in nats; means over draws."""
+    n, draws, exact = size["judged"], size["draws"], world.exact(share)
+    x = [model(n) for _ in range(draws)]
+    again = iter(x)
+    return {
+        "over_floor": over_floor(lambda _: next(again), exact.sample, n, draws=draws),
+        "reward": sum(float(world.reward(one).mean()) for one in x) / draws,
+        "kl": sum(kl_to_mixture(one, world.reference) for one in x) / draws,
+    }
+
+
+def _pretrained(name: str, world: World, diffusion: Diffusion, size: dict, out: Path) -> nn.Module:
+    torch.manual_seed(0)
+    dim = world.reference.means.shape[1]
+    net = MLPDenoiser(dim, diffusion.schedule.alpha_bar, hidden=size["hidden"], layers=3)
+    return Trainer(
+        net,
+        lambda net: diffusion.loss(net, world.reference.sample(1024)),
+        size["base"],
+        lr=2e-3,
+        ema_decay=0.995,
+        checkpoint=out / f"base_{name}.safetensors",
+        config={"world": world.name, "T": diffusion.T, "hidden": size["hidden"]},
+    ).run(progress=False)
+
+
+def _beside(
+    world: World, share: float, base: nn.Module, diffusion: Diffusion, size: dict
+) -> dict[str, Any]:
+    """What a run is measured against: exact values, the exact denoiser in the sampler, the base."""
+    torch.manual_seed(0)
+    dim, exact = world.reference.means.shape[1], world.exact(share).denoiser(diffusion.schedule)
+    return {
+        "tau": world.tau(share),
+        "exact_reward": world.frontier(share)[0],
+        "exact_kl": world.frontier(share)[1],
+        "exact_denoiser": _judge(world, share, _sampler(diffusion, exact, dim), size),
+        "base": _judge(world, share, _sampler(diffusion, base, dim), size),
+    }
+
+
+def _run(
+    world: World, share: float, n: int, base: nn.Module, diffusion: Diffusion, size: dict, seed: int
+) -> dict[str, Any]:
+    torch.manual_seed(seed)
+    net, dim = copy.deepcopy(base), world.reference.means.shape[1]
+    sampler = payoff.model_sampler(diffusion, lambda n: torch.randn(n, dim), world.reward, n)
+    options = {"rounds": size["rounds"], "steps": size["steps"], "batch_size": 512, "lr": 1e-3}
+    *_, last = rgdm.fit(net, diffusion, sampler, world.tau(share), ema_decay=0.995, **options)
+    share_of = last.weighted.log_weight.exp()
+
+    def pool(n: int) -> Tensor:
+        return last.weighted.x0[torch.multinomial(share_of, n, replacement=True)]
+
+    judged = {"n": size["judged"], "draws": size["draws"]}
+    return {
+        "seed": seed,
+        "evaluations": last.evaluations,
+        "ess": last.ess,
+        "pool_over_floor": over_floor(pool, world.exact(share).sample, **judged),
+        **_judge(world, share, _sampler(diffusion, net, dim), size),
+    }
+
+
+def _kept(path: Path, make: Callable[[], dict]) -> dict:
+    """What a file holds; made and written if it is not there."""
+    if not path.exists():
+        write_whole(path, json.dumps(make(), indent=1, sort_keys=True) + "\n")
+    return json.loads(path.read_text())
+
+
+def measure(preset: str, out: Path, world: str = "") -> Path:
+    """Run what ``out`` does not hold yet and write the table.
+
+    Args:
+        preset: quick, laptop or full.
+        out: one JSON file for each run, and the pretrained networks.
+        world: only this one, and no table (several processes can share the work).
+
+    Returns the table's path, or ``out`` without one.
+
+    Raises:
+        ValueError: an unknown world.
+    """
+    if world and world not in TARGETS:
+        raise ValueError(f"no world {world!r}; there are {', '.join(TARGETS)}")
+    size, diffusion = PRESETS[preset], Diffusion(schedules.cosine(PRESETS[preset]["T"]))
+    command = f"python -m rgdm_lib.course experiment worlds-rgdm --preset {preset}"
+    table: dict[str, Any] = {"command": command, **size, "worlds": {}}
+    for name in [world] if world else TARGETS:
+        where = TARGETS[name].make()
+        n = int(TARGETS[name].factor * size["n"])
+        base = _pretrained(name, where, diffusion, size, out)
+        table["worlds"][name] = {}
+        for share in TARGETS[name].shares:
+            found = _kept(
+                out / f"{name}_{share}.json",
+                partial(_beside, where, share, base, diffusion, size),
+            )
+            found["runs"] = [
+                _kept(
+                    out / f"{name}_{share}_seed{seed}.json",
+                    partial(_run, where, share, n, base, diffusion, size, seed),
+                )
+                for seed in range(size["seeds"])
+            ]
+            table["worlds"][name][str(share)] = found
+    if world:
+        return out
+    home = out if preset == "quick" else data_root() / "worlds"
+    home.mkdir(parents=True, exist_ok=True)
+    write_whole(home / "rgdm.json", json.dumps(table, indent=1, sort_keys=True) + "\n")
+    if preset != "quick":
+        write_manifest(data_root())
+    return home / "rgdm.json"

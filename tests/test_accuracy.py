@@ -1,0 +1,59 @@
+"""The experiment worlds-rgdm, in preset quick: what it measures, resumed, refused."""
+
+import json
+
+import pytest
+import torch
+
+from rgdm_lib import accuracy
+from rgdm_lib.diffusion import Diffusion
+from rgdm_lib.schedules import cosine
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory):
+    return accuracy.measure("quick", tmp_path_factory.mktemp("worlds"))
+
+
+def test_a_table_of_all_worlds(table):
+    content = json.loads(table.read_text())
+    assert list(content["worlds"]) == sorted(accuracy.TARGETS)
+    for name, target in accuracy.TARGETS.items():
+        by_share = content["worlds"][name]
+        assert sorted(by_share) == sorted(str(share) for share in target.shares)
+        for share, found in by_share.items():
+            assert found["exact_denoiser"]["over_floor"] < found["base"]["over_floor"]
+            assert found["exact_reward"] == target.make().frontier(float(share))[0]
+            (run,) = found["runs"]
+            assert run["evaluations"] == 2 * int(200 * target.factor) and run["ess"] > 1
+            assert run["over_floor"] > 0 and run["pool_over_floor"] > 0
+
+
+def test_what_is_there_is_not_made_again(table, monkeypatch):
+    def never(*_):
+        raise AssertionError("made again")
+
+    before = table.read_bytes()
+    monkeypatch.setattr(accuracy, "_run", never)
+    monkeypatch.setattr(accuracy, "_beside", never)
+    assert accuracy.measure("quick", table.parent).read_bytes() == before
+
+
+def test_the_judge_tells_exact_samples_from_the_reference():
+    world = accuracy.TARGETS["indicator"].make()
+    size = {"judged": 2000, "draws": 3}
+    torch.manual_seed(0)
+    right = accuracy._judge(world, 10, world.exact(10).sample, size)
+    wrong = accuracy._judge(world, 10, world.reference.sample, size)
+    reward, kl = world.frontier(10)
+    assert 0.5 < right["over_floor"] < 1.6 and wrong["over_floor"] > 5
+    assert right["reward"] == pytest.approx(reward, abs=0.03)
+    assert right["kl"] == pytest.approx(kl, abs=0.2) and abs(wrong["kl"]) < 0.1
+    diffusion = Diffusion(cosine(50))
+    steps = accuracy._sampler(diffusion, world.exact(10).denoiser(diffusion.schedule), 2)
+    assert accuracy._judge(world, 10, steps, size)["reward"] == pytest.approx(reward, abs=0.05)
+
+
+def test_an_unknown_world_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="no world 'cube'; there are ring, indicator, rare"):
+        accuracy.measure("quick", tmp_path, world="cube")
