@@ -258,7 +258,7 @@ METHODS = {
     "tilt_matching": Method(_tilt_matching, {"batch_size": (256, 64, 1024), "lr": RATES}),
     "conditional": Method(_conditional, {"cold": (1, 2, 10), "scale": (1.0, 1.5, 3.0)}),
     "best_of_n": Method(_best_of_n, {"n": (4, 2, 16)}, "sample"),
-    "reward_gradient": Method(_reward_gradient, {"scale": (1.0, 0.5, 2.0)}, "sample"),
+    "reward_gradient": Method(_reward_gradient, {"scale": (1.0, 1.5, 2.0)}, "sample"),
     "particles": Method(_particles, {"least_ess": (0.5, 0.1, 0.9)}, "sample"),
     "best_child": Method(_best_child, {"k": (4, 2, 16)}, "sample"),
     "bounded": Method(_bounded, {"rounds": (20, 10, 40), "lr": RATES}),

@@ -164,7 +164,7 @@ def test_a_conditional_network_starts_as_the_base_and_asks_for_the_payoffs_rewar
         assert torch.allclose(x, bench.draws(base)(500), atol=1e-4) and evaluations == 2000
         assert all(torch.equal(cond, asked[0]) for cond in asked)  # one reward the whole way down
         means.append(float(asked[0].mean()))
-    assert 0.5 < means[0] < means[1] - 0.5  # standard deviations above the pool's mean
+    assert 1 < means[0] < means[1] - 0.2  # standard deviations above the pool's mean
 
 
 def test_a_setting_that_diverges_is_recorded_and_not_chosen(judge):
