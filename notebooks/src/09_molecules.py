@@ -881,14 +881,13 @@ print(f"difference {means[1] - means[0]:.3f} ± {np.hypot(*errors):.3f}; "
 # %% [markdown]
 # ## 5. The long experiment
 #
-# `python -m rgdm_lib.course experiment molecules-qed --preset laptop` trains, and ships samples. One thing
-# differs from the call above. The three temperatures share **one network**, which is told $\tau_{10}/\tau$,
-# the temperature as a dial from 0 to 1 ($\tau_{10}$ is the coldest). A batch is of one temperature, drawn
-# evenly. What a colder target teaches about molecules serves the warmer ones too.
+# `python -m rgdm_lib.course experiment molecules-qed --preset laptop` does this with thousands of steps for
+# each temperature, and ships networks and samples. Each network starts where the warmer one ended. The target
+# is fixed by the weights, so that the start only saves steps.
 #
-# At 0 on the dial the reward is switched off: molecules with a value, equal weights. That is the
-# **control**. It is meant to show what re-training alone moves, which no reward may take credit for. But it shares
-# its network with the others. If the network does not listen to the dial, its control moves with them.
+# The first network of all has its reward switched off: molecules with a value, equal weights. That is the
+# **control**. It shows what re-training alone moves, which no reward may take credit for. The first
+# temperature starts from it.
 #
 # **Question.** Did the model reach the payoff distribution, or only move in its direction?
 #
@@ -938,29 +937,16 @@ for (name, seed), sets in all_sets.items():
         print(f"reference {name}, seed {seed}, ESS {share} %: QED moved by {moved:+.4f}, "
               f"the control, without any reward, by {control - qed_base:+.4f}")  # fmt: skip
 
-# %% [markdown]
-# **Does the network listen to its dial?** The line to check, before any other number: how far do control and coldest
-# temperature lie apart in the samples, and how far should they?
-
-# %%
-listens = {}
-for (name, seed), sets in all_sets.items():
-    apart = float(np.nanmean(sets[10].property("qed")) - np.nanmean(sets[100].property("qed")))
-    wanted = qed_payoff[name, 10] - qed_payoff[name, 100]
-    listens[name, seed] = apart / wanted
-    average = np.mean([qed_payoff[name, share] for share in experiments.SHARES])
-    print(f"reference {name}, seed {seed}: from control to ESS 10 % QED rises by {apart:+.4f}, its payoffs' by "
-          f"{wanted:+.4f}; mean of the four payoffs {average:.4f}")  # fmt: skip
-name, seed = next(iter(listens))
-run.metric("qed_dial_response", listens[name, seed], "1", len(all_sets[name, seed][10]),
-           "QED at ESS 10 % minus the control's, over the same difference of the payoffs; guided models, "
-           f"reference {name}; 1 is the goal, at 0 the network does not listen to the temperature")  # fmt: skip
+    assert abs(control - qed_base) < 0.005  # what the text below says
+    assert all(0.25 < gap_closed(sets, name, share, qed_base) < 0.65 for share in shares)
+    assert qed_base < np.nanmean(sets[80].property("qed")) < np.nanmean(sets[40].property("qed"))
 
 # %% [markdown]
-# Near 0 it does not: all four positions give nearly the same molecules, which moved together toward the *average* of the
-# four payoffs. Then "from the base" overstates a mild temperature and understates a cold one, and "from the control"
-# says nothing, for the control was pulled along. This is what the shipped models show after 4,000 batches for all four
-# temperatures together. The reward is learned sooner than the dial.
+# **Read it from the control.** It stands nearly still. So re-training alone does nothing to QED, and what the guided models
+# moved, they moved for the reward: in the right direction, in the right order, and a third to three fifths of the way to
+# their payoff. (Colder ones have had more steps: each starts from the warmer one, and that shows.) The weights are not to blame:
+# batches drawn by them have the payoff's QED to the third digit, see section 4. What is missing is missing in the network. A
+# figure further down shows where.
 #
 # From here on we look at one reference, the one whose models come closer to their payoff at 40 %, and at
 # one training seed (`SEED` picks it). A mean can be right by accident, so we also compare whole
@@ -1032,7 +1018,7 @@ for share in shares:
         start = np.nanmean(own[100].property("qed"))
         closed[name] = float(gap_closed(own, name, share, qed_base))
         where = (
-            f"of a guided model (RGDM, reference {name}, ESS {share} %, one network for all temperatures), "
+            f"of a guided model (RGDM, reference {name}, ESS {share} %), "
             f"{len(own[share]):,} samples, {model.SAMPLING_STEPS} of T = {diffusion.T} sampling steps spaced "
             "quadratically, eta = 1; values: stable by EDM's rule, in one piece"
         )
