@@ -257,7 +257,8 @@ for way, colour in ways.items():
     rounds = [1] if way == "one-shot" else [1, 2, 4, 6]
     limits = [limit(way, k) for k in rounds]
     drift = [temperature_reached(mean_reward(m)) for m in limits]
-    style = {"color": colour, "ls": "-", "label": way, "marker": "s" if way == "one-shot" else ""}
+    dashed = "--" if way == "chained, K-th steps" else "-"  # in the right panel it lies on the full weights' line
+    style = {"color": colour, "ls": dashed, "label": way, "marker": "s" if way == "one-shot" else ""}
     axes[0].semilogy(rounds, drift, **style)
     axes[1].plot(rounds, [float(m.std[0]) / 0.15 for m in limits], **style)
     for k in rounds[-2:]:
@@ -280,7 +281,8 @@ run.figure(
     fig,
     "three_ways",
     alt="Two panels against the number of rounds. Left, the target temperature over the one reached: full weights climb beyond "
-    "6, the others stay near 1. Right, the width of a mode: both chained forms grow with the rounds, balanced stays at 1.05.",
+    "6, K-th steps to 1.3, balanced stays at 1. Right, the width of a mode: both chained forms grow with the rounds, on one "
+    "line, balanced stays at 1.05.",
     see="lines: endless samples; dots: 4,000 rewards in all. Only the balanced weights neither drift nor widen.",
 )
 table(["way", "rounds", "tau over that reached, limit", "4,000 rewards", "width", "mean reward, error", "root mean square"], rows)
@@ -295,9 +297,10 @@ for name, way, what in (("naive", "chained, full weights", "chained, full weight
 
 # %% [markdown]
 # Full weights drift as the formula says, and the widening pushes them further still: after four rounds more than four times too
-# cold. $K$-th steps end near the target, but each round is laid on top of the last one's error: the modes widen, and with
-# them the reward. The balanced weights keep the target *and* the width of a single fit, and their last column shows what the
-# rounds bought: the same 4,000 rewards, a third of one-shot's error.
+# cold. (By the sixth they run out of samples, and fall short even of their own limit.) $K$-th steps end near the target, but
+# each round is laid on top of the last one's error: the modes widen, and with them the reward. The balanced weights keep the
+# target *and* the width of a single fit, and their last column shows what the rounds bought: the same 4,000 rewards, a third
+# of one-shot's error.
 #
 # ## 3. Particles inside the chain
 #
@@ -648,6 +651,7 @@ for (name, value), d in best.items():
               label=f"{name}, {value}")  # fmt: skip
 ax.set(xlabel="children a step, $K$", ylabel="total variation to the payoff")
 ax.set_xticks(K_VALUES, K_VALUES)
+ax.set_yticks([0.02, 0.05, 0.1, 0.2, 0.4], [0.02, 0.05, 0.1, 0.2, 0.4])
 ax.minorticks_off()
 ax.legend(fontsize=8)
 run.figure(
@@ -1058,19 +1062,20 @@ times = range(1, settings.T + 1)
 fig, ax = plt.subplots(figsize=(5.8, 3.4))
 ax.semilogy(times, 1 / (2 * w_t[1:]), color="C1", label="REINFORCE: $1/(2 w_t)$")
 ax.semilogy(times, of_denoising, color="C0", label="denoising: error that is left")
-ax.set(xlabel="time $t$", ylabel="variance of the target, a coordinate")
+ax.set(xlabel="time $t$", ylabel="variance of the target, a coordinate", ylim=(1e-3, None))
 ax.legend(fontsize=8)
 run.figure(
     fig,
     "target_noise",
-    alt="Variance of the target against time. REINFORCE's rises from about 1 to some tens; denoising's falls from 1 toward 0.",
+    alt="Variance of the target against time. REINFORCE's rises from about 1 to about ten in the middle, and falls at the "
+    "end; denoising's falls from 1 toward 0.",
     see="near the data both targets are equally noisy; far from it REINFORCE's is noisier by orders of magnitude.",
 )
 
 # %% [markdown]
 # A step tells REINFORCE how the walk went on by *one* of $T$ steps; denoising is told where it *ended*, the mean over all ways in
-# between. (Integrating what need not be drawn is called Rao-Blackwell.) But the likelihood's weight $w_t$ is smallest where the difference
-# is largest.
+# between. (Integrating what need not be drawn is called Rao-Blackwell.) But the likelihood weighs by $w_t$: it listens least just where
+# REINFORCE's target is noisiest.
 #
 # **Predict.** By what factor does each of the three changes reduce the relative variance, at an ESS of 40 %? Under which
 # weighting does the target matter less?
