@@ -1234,17 +1234,19 @@ for weighting in ("simple", "likelihood"):
 # Read the tables as a way from REINFORCE as it is used (likelihood, all steps of a path) to the payoff gradient as it is used
 # (simple loss).
 #
-# - **The weighting does most of it.** Simple weights alone halve REINFORCE's own relative variance: the likelihood listens most
+# - **The weighting does most of it.** Simple weights alone more than halve REINFORCE's own relative variance: the likelihood listens most
 #   to times near the data, where both targets are equally noisy. Denoising may weigh times as it likes, since its optimum
 #   stays. A policy gradient that does so no longer climbs $\mathbb E[r]$.
-# - **The target does some**, a factor near 1.5 at an ESS of 40 % and simple weights, and nothing under the likelihood's.
-# - **The draws favour nobody much**: all times at once help both, by more than a factor of ten. With one random time each the ratio
-#   looks grander, but nobody walks a path of $T$ steps and then uses one.
+# - **The target does little**: at an ESS of 40 % and simple weights a factor between 1 and 2, twice with the baseline, and under the
+#   likelihood's nothing to count on.
+# - **The draws help REINFORCE most.** Using all times gains it nearly the factor $T$, since the noises of its steps are independent.
+#   Imitation gains less: a sample's weight is the same at all times. So with one random time each the ratio looks grander, and
+#   the more so the longer the chain. But nobody walks a path of $T$ steps and then uses one.
 # - **The temperature decides what is left.** At an ESS of 80 % nearly all weights are 1, and the plain form drowns in the score's
 #   noise, as it did for the Gaussian; the baseline $w - 1$ gives the factor back. At 10 % the weights' own variance takes it.
 #
-# A first look had promised a factor of 10 to 30 at an ESS of 40 %. As both are used it is a single digit: the rest was one random time a
-# sample.
+# A first look had promised a factor of 10 to 30 at an ESS of 40 %. As both are used it is a single digit; factors of that size appear
+# where each sample is used at one random time.
 #
 # So "lower variance" is not a theorem. What does help RGDM is something else: one batch of rewards serves many steps, since its target does not
 # move.
