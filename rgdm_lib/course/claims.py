@@ -81,10 +81,24 @@ CLAIMS = (
               (("<=", 0.01),))
         for kl, what in (("forward", "imitation"), ("reverse", "play"))
     ),
+    Claim("tempering-balanced", "four rounds of tempering with balance weights end at the "
+          "temperature that was asked for", "06_payoff_sampling",
+          "tau_over_reached_balanced_4_rounds", "laptop", ((">=", 0.98), ("<=", 1.02))),
+    Claim("gradient-variance", "at the reference, at an ESS of 40 %, the payoff gradient has a "
+          "tenth of REINFORCE's relative variance", "06_payoff_sampling",
+          "gradient_variance_ratio_ess40", "laptop", ((">=", 10),)),
     _ring("quick", 4),
     _ring("laptop", 1.5),
     Claim("ring-moves", "RGDM moves the modes of the ring as far as the exact payoff does",
           "07_rgdm", "mode_displacement_error_over_standard_error", "laptop", (("<=", 3),)),
+    Claim("8d", "RGDM with 20,000 reward evaluations reaches the exact payoff of a mixture in 8 "
+          "dimensions, the worst of five seeds", "07_rgdm", "sw_over_floor_mixture8d", "laptop",
+          (("<=", 2.5),)),
+    Claim("8d-modes", "its modes have the exact payoff's shares: L1 distance beyond an exact "
+          "sample's, the worst of five seeds", "07_rgdm", "mode_l1_rgdm", "laptop",
+          (("<=", 0.03),)),
+    Claim("8d-ddpo", "the best tuned DDPO needs ten times as many reward evaluations as RGDM",
+          "07_rgdm", "ddpo_over_rgdm_reward_evaluations", "laptop", ((">=", 10),)),
     _molecules("molecules-stable", "base_mol_stable",
                "the base model's molecules are stable by EDM's rule, under a neutral sampler",
                (">=", 0.70)),
