@@ -116,7 +116,9 @@ def test_dependencies_point_one_way(root):
         part = path.relative_to(package).parts[0].removesuffix(".py")
         parts = imported_parts(path) - {part}
         if part != "course":
-            assert not parts & {"course", "comparison", "accuracy"}, f"{path.name} imports what is above it"
+            assert not parts & {"course", "comparison", "accuracy"}, (
+                f"{path.name} imports what is above it"
+            )
         if part in applications:
             assert not parts & applications, f"{path.name} imports {parts & applications}"
         elif part not in ("course", "comparison", "accuracy"):  # these use everything
