@@ -23,7 +23,7 @@
 # | | quick | laptop | full |
 # |---|---|---|---|
 # | minutes to read | 40 | 40 | 40 |
-# | minutes to run (2 CPU cores) | 0.7 | 10 | 10 |
+# | minutes to run (2 CPU cores) | 0.7 | 13 | 13 |
 # | memory | 1 GB | 1 GB | 1 GB |
 # | GPU | not used | not used | not used |
 #
