@@ -9,7 +9,6 @@ others write ``data/worlds/rgdm.json``.
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 
 from rgdm_lib import payoff, rgdm, schedules
 from rgdm_lib._data import data_root, write_manifest
-from rgdm_lib._files import write_whole
+from rgdm_lib._kept import kept, write_json
 from rgdm_lib.diffusion import Denoiser, Diffusion
 from rgdm_lib.training import Trainer
 from rgdm_lib.worlds import known
@@ -127,13 +126,6 @@ def _run(
     }
 
 
-def _kept(path: Path, make: Callable[[], dict]) -> dict:
-    """What a file holds; made and written if it is not there."""
-    if not path.exists():
-        write_whole(path, json.dumps(make(), indent=1, sort_keys=True) + "\n")
-    return json.loads(path.read_text())
-
-
 def measure(preset: str, out: Path, world: str = "") -> Path:
     """Run what ``out`` does not hold yet and write the table.
 
@@ -158,12 +150,12 @@ def measure(preset: str, out: Path, world: str = "") -> Path:
         base = _pretrained(name, where, diffusion, size, out)
         table["worlds"][name] = {}
         for share in TARGETS[name].shares:
-            found = _kept(
+            found = kept(
                 out / f"{name}_{share}.json",
                 partial(_beside, where, share, base, diffusion, size),
             )
             found["runs"] = [
-                _kept(
+                kept(
                     out / f"{name}_{share}_seed{seed}.json",
                     partial(_run, where, share, n, base, diffusion, size, seed),
                 )
@@ -173,8 +165,7 @@ def measure(preset: str, out: Path, world: str = "") -> Path:
     if world:
         return out
     home = out if preset == "quick" else data_root() / "worlds"
-    home.mkdir(parents=True, exist_ok=True)
-    write_whole(home / "rgdm.json", json.dumps(table, indent=1, sort_keys=True) + "\n")
+    write_json(home / "rgdm.json", table)
     if preset != "quick":
         write_manifest(data_root())
     return home / "rgdm.json"

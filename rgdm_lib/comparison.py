@@ -11,9 +11,7 @@ far. Preset quick is a test of the machinery; the others write ``data/worlds/riv
 from __future__ import annotations
 
 import copy
-import json
 import math
-import os
 from collections.abc import Callable, Iterator
 from itertools import product
 from pathlib import Path
@@ -23,7 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from rgdm_lib import payoff, rgdm, schedules, stepwise
-from rgdm_lib._data import data_root
+from rgdm_lib._data import data_root, write_manifest
+from rgdm_lib._kept import kept, write_json
 from rgdm_lib.baselines import (
     best_of_n,
     bounded,
@@ -311,14 +310,6 @@ class Judge:
         }
 
 
-def _write(path: Path, content: dict[str, Any]) -> None:
-    """All of it or nothing: a run that is stopped leaves no half of a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".part")  # not in the manifest
-    temporary.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
-    os.replace(temporary, path)
-
-
 def _pretrained(preset: str, out: Path, diffusion: Diffusion, world: World) -> nn.Module:
     size = PRESETS[preset]
     torch.manual_seed(0)
@@ -428,9 +419,7 @@ def compare_rivals(preset: str, out: Path, method: str = "") -> Path:
         evaluations = int(factor * size["evaluations"]) if trains else 0
         values = "_".join(f"{key}{value}" for key, value in sorted(setting.items()))
         path = out / f"{name}_{values}_{evaluations}_seed{seed}.json"
-        if not path.exists():
-            _write(path, _run(bench, judge, name, setting, evaluations, seed))
-        return json.loads(path.read_text())
+        return kept(path, lambda: _run(bench, judge, name, setting, evaluations, seed))
 
     def compare(name: str) -> dict[str, Any]:
         values = [v[: size["values"]] for v in METHODS[name].search.values()]
@@ -468,8 +457,9 @@ def compare_rivals(preset: str, out: Path, method: str = "") -> Path:
     }
     for name in METHODS:
         table["methods"][name] = compare(name)
-        _write(out / "rivals.json", table)  # what there is so far
+        write_json(out / "rivals.json", table)  # what there is so far
     if preset == "quick":
         return out / "rivals.json"
-    _write(path := data_root() / "worlds" / "rivals.json", table)
+    write_json(path := data_root() / "worlds" / "rivals.json", table)
+    write_manifest(data_root())
     return path

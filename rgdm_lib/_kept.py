@@ -1,0 +1,21 @@
+"""Results of long experiments: one JSON file each, made once."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from rgdm_lib._files import write_whole
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write a table, sorted, whole or not at all; its folder is made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, json.dumps(content, indent=1, sort_keys=True) + "\n")
+
+
+def kept(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What a file holds; made and written first if it is not there."""
+    if not path.exists():
+        write_json(path, make())
+    return json.loads(path.read_text())
