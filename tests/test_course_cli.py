@@ -171,10 +171,11 @@ def test_a_full_disk_fails_the_run(course, tmp_path, capsys, monkeypatch):
 
 
 @pytest.mark.parametrize("command", ["run", "build"])
-@pytest.mark.parametrize("early", [True, False])
+@pytest.mark.parametrize(("early", "slow"), [(True, 0), (False, 0), (False, 2)])
 def test_ctrl_c_is_one_line_and_leaves_no_orphan(
-    example_folder, tmp_path, command, early, monkeypatch
+    example_folder, tmp_path, command, early, slow, monkeypatch
 ):
+    """Also on a slow machine, where nbclient's waiting tasks see the kernel die: once a second."""
     note = tmp_path / "pid"
     wait = f"import os, pathlib, time\npathlib.Path({str(note)!r}).write_text(str(os.getpid()))\n"
     source = example_notebook.SOURCE.replace("print(settings.n)", wait + "time.sleep(60)")
@@ -188,7 +189,7 @@ def test_ctrl_c_is_one_line_and_leaves_no_orphan(
     (tmp_path / "runtime").mkdir()
     monkeypatch.setenv("TMPDIR", str(tmp_path / "runtime"))
     process = subprocess.Popen(
-        [sys.executable, "-c", ALLOWING_PATHS, command, *folders],
+        [sys.executable, "-c", ALLOWING_PATHS.format(slow=slow), command, *folders],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
         # a test run in the background of a shell ignores Ctrl-C, and so would its children
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
@@ -211,9 +212,15 @@ def test_ctrl_c_is_one_line_and_leaves_no_orphan(
 
 
 ALLOWING_PATHS = """
-import sys
+import asyncio, sys
+from jupyter_client import AsyncKernelManager
 from rgdm_lib.course import cli, guards
 guards.no_machine_paths = lambda nb: []
+cleanup = AsyncKernelManager.cleanup_resources
+async def slowly(*arguments, **options):
+    await asyncio.sleep({slow})
+    await cleanup(*arguments, **options)
+AsyncKernelManager.cleanup_resources = slowly
 sys.exit(cli.main(sys.argv[1:]))
 """
 

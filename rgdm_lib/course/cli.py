@@ -8,7 +8,9 @@ import argparse
 import ast
 import contextlib
 import importlib.util
+import logging
 import re
+import signal
 import sys
 import tempfile
 from collections.abc import Callable
@@ -42,6 +44,9 @@ class _Parser(argparse.ArgumentParser):
 
 def main(argv: list[str] | None = None) -> int:
     """Run a command; return the exit code."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        with contextlib.suppress(ValueError):  # outside the main thread nobody presses Ctrl-C
+            signal.signal(signal.SIGINT, _interrupt)
     try:
         arguments = _parser().parse_args(argv)
         return arguments.command(arguments)
@@ -52,6 +57,15 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+
+
+def _interrupt(number: int, frame) -> None:
+    """Ctrl-C as Python has it, and no log after it.
+
+    While nbclient stops the kernel, the tasks that waited for it may see it die and log that.
+    """
+    logging.disable()
+    signal.default_int_handler(number, frame)
 
 
 def _parser() -> argparse.ArgumentParser:
