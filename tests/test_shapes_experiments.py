@@ -153,7 +153,6 @@ def test_classifiers_learn_from_parts_of_their_own(tmp_path, monkeypatch):
         assert (network(seen.points).argmax(1) == seen.label).float().mean() > 0.8
 
 
-@pytest.mark.filterwarnings("ignore:only .* effective samples")  # of a pool of 12
 def test_guided_models_write_their_samples_and_go_on_where_they_were(tmp_path):
     paths = experiments.guide("quick", tmp_path, seeds=(0,))
     assert [path.name.removesuffix("_seed0_samples.npz") for path in paths] == list(
@@ -169,6 +168,46 @@ def test_guided_models_write_their_samples_and_go_on_where_they_were(tmp_path):
     after = [path.stat().st_mtime_ns for path in paths]
     assert [a == b for a, b in zip(after, before, strict=True)] == [i != 2 for i in range(6)]
     assert torch.equal(load_clouds(paths[2])[0], made[2])
+
+
+def test_rivals_write_their_samples(tmp_path):
+    paths = experiments.compare("quick", tmp_path, seeds=(0,))
+    assert [path.name for path in paths] == [
+        experiments.guided_name(name, 0) for name in experiments.RIVALS
+    ]
+    made = [load_clouds(path)[0] for path in paths]
+    for i, clouds in enumerate(made):
+        assert clouds.shape == (6, 64, 3)
+        assert all(not torch.equal(clouds, other) for other in made[:i])
+
+
+def test_a_condition_asks_for_the_class_or_for_the_payoffs_rewards(tmp_path, monkeypatch):
+    """What the sampler is asked for; the network itself is tested with its loss."""
+    asked = {}
+
+    def sample(denoiser, norm, n, cond=None, **setting):
+        asked[name] = cond
+        return torch.zeros(n, 64, 3)
+
+    experiments.train_base("quick", tmp_path)
+    monkeypatch.setattr(experiments, "sample_clouds", sample)
+    monkeypatch.setitem(experiments.GUIDANCE["quick"], "samples", 300)
+    for name in experiments.RIVALS:
+        experiments.compare("quick", tmp_path, rivals=(name,), seeds=(0,))
+    assert asked["classifier_class"] is None and asked["value_stands"] is None
+    assert torch.equal(asked["conditional_class"], torch.tensor([[1.0, 0, 0]]).expand(300, -1))
+    seen = shapes("train", 20, 64)
+    draw, tau = experiments.payoff_draw("stands", seen.points)
+    exact = float(draw.weigh(tau).expectation(draw.reward))
+    assert float(draw.reward.mean()) < 0.9
+    assert float(asked["conditional_stands"].mean()) == pytest.approx(exact, abs=1 / 300)
+
+
+def test_shipped_sets_are_those_in_the_manifest(monkeypatch):
+    there = ["shapes/stands_seed0_samples.npz", "shapes/stands_seed2_samples.npz", "shapes/x.npz"]
+    monkeypatch.setattr(experiments, "read_manifest", lambda root: dict.fromkeys(there, ""))
+    assert experiments.shipped_seeds("stands") == [0, 2]
+    assert experiments.shipped_seeds("control") == []
 
 
 def test_payoffs_are_tilted_by_what_they_name():

@@ -5,7 +5,7 @@ import torch
 
 from rgdm_lib import schedules
 from rgdm_lib.diffusion import Diffusion
-from rgdm_lib.shapes.nets import RESIDUAL_AT_START, PointNet, SetDenoiser
+from rgdm_lib.shapes.nets import RESIDUAL_AT_START, NoisyPointNet, PointNet, SetDenoiser
 from rgdm_lib.training import Trainer
 
 SCHEDULE = schedules.cosine(100)
@@ -104,3 +104,26 @@ def test_pointnet_takes_the_points_as_a_set():
     assert torch.allclose(net(clouds[:, torch.randperm(30)]), logits)
     assert torch.allclose(net(torch.cat([clouds, clouds[:, :7]], 1)), logits)  # twice is once
     assert not torch.allclose(net(clouds + 0.1), logits)
+
+
+def test_a_conditional_copy_does_not_heed_its_condition_yet(batch):
+    x, t = batch
+    plain = net()
+    wide = plain.conditional(2)
+    cond = torch.randn(3, 2).double()
+    assert torch.allclose(wide(x, t, cond), plain(x, t), atol=1e-12)
+    wide.time[0].weight.data[:, -1] += 0.1
+    cond = torch.tensor([[0.0, 1.0]]).double().expand(3, -1)
+    assert not torch.allclose(wide(x, t, cond), plain(x, t))
+    assert torch.equal(plain(x, t), net()(x, t))  # the first one's weights are its own
+
+
+def test_noisy_pointnet_knows_the_time_and_not_the_order(batch):
+    x, t = batch
+    torch.manual_seed(0)
+    model = NoisyPointNet(100, 4, width=16).double()
+    out = model(x, t)
+    assert out.shape == (3, 4)
+    assert torch.allclose(model(x[:, torch.randperm(20)], t), out, atol=1e-12)
+    assert not torch.allclose(model(x, t - t // 50), out)
+    assert torch.allclose(model(x[1:2], t[1:2]), out[1:2], atol=1e-12)

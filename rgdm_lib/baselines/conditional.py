@@ -23,7 +23,12 @@ def present(cond: Tensor) -> Tensor:
 
 
 def loss(
-    diffusion: Diffusion, denoiser: Denoiser, x0: Tensor, cond: Tensor, drop: float = 0.1
+    diffusion: Diffusion,
+    denoiser: Denoiser,
+    x0: Tensor,
+    cond: Tensor,
+    drop: float = 0.1,
+    times: Tensor | None = None,
 ) -> Tensor:
     """The denoising loss (B,) with the condition dropped at random (algorithm 1).
 
@@ -33,6 +38,7 @@ def loss(
         x0: (B, ...) data.
         cond: (B, c), one condition for each of them.
         drop: how often the network must do without.
+        times: see ``Diffusion.loss``.
 
     Raises:
         ValueError: the condition is not (B, c) for these B samples, or ``drop`` not in [0, 1].
@@ -42,7 +48,7 @@ def loss(
     if not 0 <= drop <= 1:
         raise ValueError(f"drop = {drop}: a probability, between 0 and 1")
     keep = torch.rand(len(x0), 1, device=x0.device) >= drop
-    return diffusion.loss(denoiser, x0, present(cond) * keep)
+    return diffusion.loss(denoiser, x0, present(cond) * keep, times=times)
 
 
 def classifier_free(denoiser: Denoiser, scale: float) -> Denoiser:

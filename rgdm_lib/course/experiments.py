@@ -14,6 +14,7 @@ EXPERIMENTS = {
     "shapes-base": "rgdm_lib.shapes.experiments:train_base",
     "shapes-classifiers": "rgdm_lib.shapes.experiments:train_classifiers",
     "shapes-rgdm": "rgdm_lib.shapes.experiments:guide",
+    "shapes-rivals": "rgdm_lib.shapes.experiments:compare",
     "worlds-rgdm": "rgdm_lib.accuracy:measure",
     "worlds-rivals": "rgdm_lib.comparison:compare_rivals",
 }

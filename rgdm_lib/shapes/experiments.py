@@ -8,17 +8,20 @@ ships into ``data/shapes``.
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from rgdm_lib import rgdm
-from rgdm_lib._data import data_root, write_manifest
+from rgdm_lib._data import data_path, data_root, read_manifest, write_manifest
+from rgdm_lib.baselines import classifier_guidance, conditional, value_guidance
 from rgdm_lib.diffusion import Denoiser
-from rgdm_lib.payoff import Draw, Reward, temperature_for_ess
+from rgdm_lib.payoff import Draw, Reward, systematic_resample, temperature_for_ess
 from rgdm_lib.shapes.data import Normalisation, ShapeSet, shapes
 from rgdm_lib.shapes.model import (
     SAMPLING_STEPS,
@@ -32,7 +35,7 @@ from rgdm_lib.shapes.model import (
     shape_diffusion,
     training_times,
 )
-from rgdm_lib.shapes.nets import PointNet, SetDenoiser
+from rgdm_lib.shapes.nets import NoisyPointNet, PointNet, SetDenoiser
 from rgdm_lib.shapes.parametric import CLASSES
 from rgdm_lib.shapes.rewards import class_logit, standing_margin, stands, symmetry
 from rgdm_lib.training import Trainer, muon, save_weights
@@ -71,6 +74,14 @@ GUIDED = {
     "stands": {"reward": "stands", "tau": 0.2},
     "symmetric": {"reward": "symmetric", "share": 0.4},
 }
+# Rivals of one guided model each: the same shapes with the same rewards (or their labels), as many
+# steps, the same size of network where a denoiser is trained.
+RIVALS = {
+    "conditional_class": "class_ess10",  # the label as input
+    "classifier_class": "class_ess10",  # the gradient of a classifier of noisy clouds
+    "conditional_stands": "stands",  # the reward as input
+    "value_stands": "stands",  # the gradient of a learned value
+}
 GUIDANCE = {
     "quick": {"steps": 10, "batch": 8, "samples": 6},
     "laptop": {"steps": 600, "batch": 32, "samples": 500},
@@ -86,6 +97,13 @@ def _home(preset: str, out: Path) -> Path:
 
 def _command(name: str, preset: str) -> str:
     return f"python -m rgdm_lib.course experiment {name} --preset {preset}"
+
+
+def _fast(network: nn.Module, preset: str) -> nn.Module:
+    """Compile, half as fast again; for the seconds of preset quick it does not pay."""
+    if preset != "quick":
+        network.compile()
+    return network
 
 
 def train_base(preset: str, out: Path, lr: float = 1.5e-3, until: int = 0) -> Path:
@@ -127,16 +145,23 @@ def train_base(preset: str, out: Path, lr: float = 1.5e-3, until: int = 0) -> Pa
     }
     save_model(_home(preset, out) / "base.safetensors", ema, norm, details)
     path = _home(preset, out) / "base_samples.npz"
-    return _sample_and_score(ema, norm, path, preset, 0, SAMPLES[preset])
+    return _sample_and_score(_fast(ema, preset), norm, path, preset, 0, SAMPLES[preset])
 
 
 def _sample_and_score(
-    denoiser: Denoiser, norm: Normalisation, path: Path, preset: str, seed: int, n: int
+    denoiser: Denoiser,
+    norm: Normalisation,
+    path: Path,
+    preset: str,
+    seed: int,
+    n: int,
+    cond: Tensor | None = None,
 ) -> Path:
     """Sample clouds and write them with their rewards, those of what the file holds."""
     torch.manual_seed(seed)
     setting = {"points": POINTS[preset], "steps": STEPS[preset], "bf16": preset != "quick"}
-    clouds = rounded(sample_clouds(denoiser, norm, n, **setting, progress=True))
+    clouds = sample_clouds(denoiser, norm, n, cond=cond, **setting, progress=True)
+    clouds = rounded(clouds)
     save_clouds(path, clouds, margin=standing_margin(clouds), symmetry=symmetry(clouds))
     if preset != "quick":
         write_manifest(data_root())
@@ -209,8 +234,148 @@ def payoff_draw(name: str, clouds: Tensor) -> tuple[Draw, float]:
 
 
 def guided_name(name: str, seed: int) -> str:
-    """Name of the file of samples of a guided model."""
+    """Name of the file of samples of a guided model or a rival."""
     return f"{name}_seed{seed}_samples.npz"
+
+
+def shipped_seeds(name: str) -> list[int]:
+    """Training seeds of a guided model or a rival whose samples ship."""
+    there = set(read_manifest(data_root()))
+    return [seed for seed in SEEDS if f"shapes/{guided_name(name, seed)}" in there]
+
+
+def load_guided(name: str, seed: int) -> tuple[Tensor, dict[str, Tensor]]:
+    """Shipped samples of a guided model or a rival: clouds, and ``margin`` and ``symmetry``."""
+    return load_clouds(data_path(f"shapes/{guided_name(name, seed)}"))
+
+
+class _Start(NamedTuple):
+    """What guided models and rivals start from: the base, and the shapes that it has seen."""
+
+    preset: str
+    out: Path
+    network: SetDenoiser
+    norm: Normalisation
+    seen: ShapeSet
+
+    def draw(self, name: str) -> tuple[Draw, float]:
+        """The shapes, normalised, with the rewards of a guided model, and its tau."""
+        draw, tau = payoff_draw(name, self.seen.points)
+        return replace(draw, x0=self.norm.apply(draw.x0)), tau
+
+    def trainer(self, name: str, seed: int) -> dict[str, Any]:
+        """Options of the training that are the same for all."""
+        setting = GUIDANCE[self.preset]
+        return {
+            "steps": setting["steps"],
+            "warmup": setting["steps"] // 20,
+            "decay_share": 0.5,
+            "bf16": self.preset != "quick",
+            "checkpoint": self.out / f"{name}_seed{seed}.checkpoint.safetensors",
+            "config": {"model": name, "seed": seed, **setting},
+        }
+
+    def fit(self, name: str, seed: int, net: nn.Module, loss: Callable, **options: Any) -> Any:
+        """Train on batches of indices of the shapes: ``loss(net, index) -> (B,)``."""
+        batch = GUIDANCE[self.preset]["batch"]
+
+        def batch_loss(net: nn.Module) -> Tensor:
+            return loss(net, torch.randint(len(self.seen), (batch,)))
+
+        return Trainer(net, batch_loss, **self.trainer(name, seed), **options).run()
+
+
+Sampled = tuple[Denoiser, Tensor | None]  # a denoiser, and the conditions to sample with
+
+
+def _rgdm(start: _Start, name: str, seed: int, lr: float) -> Sampled:
+    """RGDM on the shapes under their payoff weights."""
+    draw, tau = start.draw(name)
+    print(f"{name}, seed {seed}: tau {tau:.4g}", flush=True)
+    guided, diffusion = _fast(copy.deepcopy(start.network), start.preset), shape_diffusion()
+    rounds = rgdm.fit(
+        guided,
+        diffusion,
+        lambda denoiser: draw,
+        tau,
+        batch_size=GUIDANCE[start.preset]["batch"],
+        loss=partial(diffusion.loss, times=training_times()),
+        progress=True,
+        lr=lr,
+        optimizer=muon,
+        **start.trainer(name, seed),
+    )
+    list(rounds)
+    return guided, None
+
+
+def _conditional(start: _Start, name: str, seed: int, lr: float) -> Sampled:
+    """The label, or the reward, as a condition of the denoiser.
+
+    Asked for is the wanted class, or the rewards of the payoff distribution.
+    """
+    n, draw, tau = GUIDANCE[start.preset]["samples"], *start.draw(RIVALS[name])
+    if GUIDED[RIVALS[name]]["reward"] == "class":
+        cond = nn.functional.one_hot(start.seen.label, len(CLASSES)).float()
+        asked = cond[start.seen.label == CLASSES.index(WANTED)][:1].expand(n, -1)
+    else:
+        cond = draw.reward[:, None]
+        torch.manual_seed(seed)
+        asked = cond[systematic_resample(draw.weigh(tau).log_weight, n)]
+    diffusion, times = shape_diffusion(), training_times()
+
+    def loss(net: nn.Module, index: Tensor) -> Tensor:
+        return conditional.loss(diffusion, net, draw.x0[index], cond[index], times=times)
+
+    wide = _fast(start.network.conditional(cond.shape[1] + 1), start.preset)
+    trained = start.fit(name, seed, wide, loss, lr=lr, optimizer=muon)
+    return conditional.classifier_free(_fast(trained, start.preset), 1.0), asked
+
+
+def _gradient(start: _Start, name: str, seed: int, lr: float) -> Sampled:
+    """The gradient of log p(class | x_t), or of a learned value: the base itself is not trained."""
+    draw, tau = start.draw(RIVALS[name])
+    diffusion, best = shape_diffusion(), float(draw.reward.max())
+    if name.startswith("classifier"):
+        net = NoisyPointNet(diffusion.T, len(CLASSES))
+        label = CLASSES.index(WANTED)
+
+        def loss(net: nn.Module, index: Tensor) -> Tensor:
+            x0, labels = draw.x0[index], start.seen.label[index]
+            return classifier_guidance.loss(diffusion, net, x0, labels)
+
+        def potential(net: nn.Module) -> classifier_guidance.Potential:
+            return classifier_guidance.log_probability(net, label)
+
+    else:
+        net, potential = NoisyPointNet(diffusion.T, 1), value_guidance.log_weight
+
+        def loss(net: nn.Module, index: Tensor) -> Tensor:
+            x0, reward = draw.x0[index], draw.reward[index]
+            return value_guidance.loss(diffusion, net, x0, reward, tau, best)
+
+    trained = start.fit(name, seed, net, loss, lr=4 * lr)
+    return classifier_guidance.guided(start.network, potential(trained), diffusion), None
+
+
+def _make(preset: str, out: Path, names: tuple, seeds: tuple, make: Callable) -> list[Path]:
+    """Sets of samples, one a name and seed; one that is there is not made again."""
+    home, n = _home(preset, out), GUIDANCE[preset]["samples"]
+    if preset == "quick" and not (out / "base.safetensors").exists():
+        train_base("quick", out)
+    network, norm, _ = load_model(home / "base.safetensors")
+    network = _fast(network, preset)
+    start = _Start(preset, out, network, norm, shapes("train", SHAPES[preset], POINTS[preset]))
+    written = []
+    for seed in seeds:
+        for name in names:
+            path = home / guided_name(name, seed)
+            written.append(path)
+            if not path.exists():
+                torch.manual_seed(1000 * (seed + 1))  # all models of a seed see the same noise
+                denoiser, cond = make(start, name, seed)
+                _sample_and_score(denoiser, norm, path, preset, seed, n, cond)
+    return written
 
 
 def guide(
@@ -220,45 +385,25 @@ def guide(
     seeds: tuple = SEEDS,
     lr: float = 5e-4,
 ) -> list[Path]:
-    """RGDM from the base on its own samples: one network a reward, temperature and seed.
+    """RGDM from the base: one network for each reward, temperature and seed; sets of samples.
 
-    Each writes a set of samples. A set that is
-    there is not made again, a training that was stopped goes on.
+    The reference is the law of the parametric shapes, by those that the base was trained on: their
+    payoff distribution is known. A training that was stopped goes on.
     """
-    setting, home = GUIDANCE[preset], _home(preset, out)
-    if preset == "quick" and not (out / "base.safetensors").exists():
-        train_base("quick", out)
-    network, norm, _ = load_model(home / "base.safetensors")
-    clouds, _ = load_clouds(home / "base_samples.npz")
-    diffusion, times = shape_diffusion(), training_times()
-    written = []
-    for seed in seeds:
-        for name in models:
-            path = home / guided_name(name, seed)
-            written.append(path)
-            if path.exists():
-                continue
-            draw, tau = payoff_draw(name, clouds)
-            pool = replace(draw, x0=norm.apply(draw.x0))
-            print(f"{name}, seed {seed}: tau {tau:.4g}, {setting['steps']} steps")
-            torch.manual_seed(1000 * (seed + 1))  # all models of a seed see the same noise
-            guided = copy.deepcopy(network)
-            rounds = rgdm.fit(
-                guided,
-                diffusion,
-                lambda denoiser, pool=pool: pool,
-                tau,
-                steps=setting["steps"],
-                batch_size=setting["batch"],
-                loss=partial(diffusion.loss, times=times),
-                progress=True,
-                lr=lr,
-                optimizer=muon,
-                warmup=setting["steps"] // 20,
-                decay_share=0.5,
-                checkpoint=out / f"{name}_seed{seed}.checkpoint.safetensors",
-                config={"model": name, "seed": seed, **setting},
-            )
-            list(rounds)
-            _sample_and_score(guided, norm, path, preset, seed, setting["samples"])
-    return written
+    return _make(preset, out, models, seeds, partial(_rgdm, lr=lr))
+
+
+def compare(
+    preset: str,
+    out: Path,
+    rivals: tuple = tuple(RIVALS),
+    seeds: tuple = SEEDS,
+    lr: float = 5e-4,
+) -> list[Path]:
+    """The rivals' sets of samples, see ``RIVALS``; a training that was stopped goes on."""
+
+    def make(start: _Start, name: str, seed: int) -> Sampled:
+        kind = _conditional if name.startswith("conditional") else _gradient
+        return kind(start, name, seed, lr)
+
+    return _make(preset, out, rivals, seeds, make)

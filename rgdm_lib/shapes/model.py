@@ -100,6 +100,7 @@ def sample_clouds(
     points: int = 512,
     steps: int = SAMPLING_STEPS,
     batch: int = 64,
+    cond: Tensor | None = None,
     bf16: bool = False,
     progress: bool = False,
 ) -> Tensor:
@@ -112,6 +113,7 @@ def sample_clouds(
         points: points a cloud.
         steps: of ``sampling_times``.
         batch: clouds at once.
+        cond: (n, c) for a denoiser that reads a condition.
         bf16: matrix products in bfloat16: faster where the processor has it.
         progress: show progress.
     """
@@ -120,7 +122,8 @@ def sample_clouds(
     for first in range(0, n, batch):
         start = torch.randn(min(batch, n - first), points, 3)
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-            for state in diffusion.sample(denoiser, start, times):
+            told = None if cond is None else cond[first : first + batch]
+            for state in diffusion.sample(denoiser, start, times, cond=told):
                 x = state.x
         clouds.append(norm.undo(x.float()))
         bar.update(len(start))

@@ -100,6 +100,8 @@ class SetDenoiser(nn.Module):
         cond_dim: int = 0,
     ):
         super().__init__()
+        self.settings = {"width": width, "layers": layers, "latents": latents, "heads": heads}
+        self.settings |= {"cond_dim": cond_dim}
         self.register_buffer("alpha_bar", alpha_bar.clone(), persistent=False)
         self.features = TimeFeatures(32, len(alpha_bar) - 1)
         self.time = nn.Sequential(
@@ -124,6 +126,16 @@ class SetDenoiser(nn.Module):
         v = self.out(self.norm(h))
         alpha_bar = self.alpha_bar[t].to(x_t.dtype)[:, None, None]
         return alpha_bar.sqrt() * v + (1 - alpha_bar).sqrt() * x_t
+
+    def conditional(self, cond_dim: int) -> SetDenoiser:
+        """A copy that also reads a condition, and does not heed it before it is trained."""
+        weights = self.state_dict()
+        wide = SetDenoiser(self.alpha_bar, **self.settings | {"cond_dim": cond_dim})
+        wide = wide.to(weights["time.0.weight"].dtype)
+        new = weights["time.0.weight"].new_zeros(len(self.time[0].weight), cond_dim)
+        weights["time.0.weight"] = torch.cat([weights["time.0.weight"], new], 1)
+        wide.load_state_dict(weights)
+        return wide
 
 
 class PointNet(nn.Module):
@@ -153,3 +165,34 @@ class PointNet(nn.Module):
     def forward(self, clouds: Tensor) -> Tensor:
         """(B, N, 3) -> (B, classes) logits."""
         return self.head(self.points(clouds).amax(1))
+
+
+class NoisyPointNet(nn.Module):
+    """``(x_t, t) -> (B, outputs)`` for noised point sets (B, N, 3): a classifier, or a value.
+
+    A ``PointNet`` whose points know the time. Of noisy points the mean tells more than the largest:
+    each feature has both.
+
+    Args:
+        T: of the diffusion.
+        outputs: logits.
+        width: features of a point.
+    """
+
+    def __init__(self, T: int, outputs: int, width: int = 128):  # noqa: N803
+        super().__init__()
+        self.features = TimeFeatures(32, T)
+        self.embed = nn.Linear(3, width)
+        self.time = nn.Linear(33, width)
+        self.points = nn.Sequential(
+            nn.SiLU(), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width)
+        )
+        self.head = nn.Sequential(
+            nn.Linear(2 * width + 33, width), nn.SiLU(), nn.Linear(width, outputs)
+        )
+
+    def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
+        """x_t (B, N, 3), t (B,) integers in 1..T -> (B, outputs)."""
+        told = self.features(t)
+        h = self.points(self.embed(x_t) + self.time(told)[:, None])
+        return self.head(torch.cat([h.mean(1), h.amax(1), told], 1))
