@@ -71,13 +71,9 @@ def test_class_logit_is_the_log_odds_of_the_class():
         assert torch.allclose(reward, (p[:, k] / (1 - p[:, k])).log(), atol=1e-5)
 
 
-def test_proportion_and_range():
+def test_proportion():
     cloud = torch.tensor([[[0.0, 0, 0], [3.0, 9, 2]]])
     assert float(rewards.proportion(cloud)) == pytest.approx(1.5)
-    for low, high, value in ((1, 2, 0), (2, 3, -0.5), (0.5, 1, -0.5)):
-        assert float(rewards.between(rewards.proportion, low, high)(cloud)) == pytest.approx(value)
-    with pytest.raises(ValueError, match="the range 2 to 1 is empty"):
-        rewards.between(rewards.proportion, 2, 1)
 
 
 def test_connected_counts_the_largest_piece():
@@ -85,16 +81,6 @@ def test_connected_counts_the_largest_piece():
     shuffled = line[torch.randperm(30, generator=torch.Generator().manual_seed(0))]
     broken = shuffled + (shuffled[:, :1] > 3.9).float()  # ten of thirty points go away
     assert rewards.connected(torch.stack([shuffled, broken])).tolist() == pytest.approx([1, 2 / 3])
-
-
-def test_sums_and_what_they_refuse():
-    cloud = torch.randn(4, 20, 3)
-    both = rewards.weighted_sum((2.0, rewards.proportion), (-1.0, rewards.symmetry))(cloud)
-    assert torch.allclose(both, 2 * rewards.proportion(cloud) - rewards.symmetry(cloud))
-    with pytest.raises(ValueError, match=r"a reward gave \(3,\) values for 4 clouds"):
-        rewards.weighted_sum((1.0, lambda x: x[:3, 0, 0]))(cloud)
-    with pytest.raises(ValueError, match="at least one"):
-        rewards.weighted_sum()
 
 
 @pytest.mark.parametrize(

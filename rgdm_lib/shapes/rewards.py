@@ -1,6 +1,7 @@
 """Rewards on point clouds, (B, N, 3) -> (B,); none needs a gradient.
 
-z points up (``parametric``). Lengths are in the clouds' unit.
+z points up (``parametric``). Lengths are in the clouds' unit. `between` and `weighted_sum` are
+those of `rgdm_lib.rewards`.
 """
 
 from __future__ import annotations
@@ -12,6 +13,18 @@ import torch
 from torch import Tensor
 
 from rgdm_lib.payoff import Reward
+from rgdm_lib.rewards import between, weighted_sum
+
+__all__ = [
+    "between",
+    "class_logit",
+    "connected",
+    "proportion",
+    "standing_margin",
+    "stands",
+    "symmetry",
+    "weighted_sum",
+]
 
 
 def _check(clouds: Tensor) -> None:
@@ -88,22 +101,6 @@ def proportion(clouds: Tensor) -> Tensor:
     return extent[:, 0] / extent[:, 2]
 
 
-def between(measure: Reward, low: float, high: float) -> Reward:
-    """0 where low <= measure <= high, else minus the distance to that range.
-
-    Raises:
-        ValueError: low is not below high.
-    """
-    if not low < high:
-        raise ValueError(f"the range {low} to {high} is empty")
-
-    def reward(clouds: Tensor) -> Tensor:
-        value = measure(clouds)
-        return -torch.relu(low - value) - torch.relu(value - high)
-
-    return reward
-
-
 def connected(clouds: Tensor, reach: float = 0.25) -> Tensor:
     """Share of the points in the largest piece, (B,), where points nearer than ``reach`` connect.
 
@@ -122,26 +119,3 @@ def connected(clouds: Tensor, reach: float = 0.25) -> Tensor:
     count = torch.zeros(len(clouds), n, dtype=clouds.dtype, device=clouds.device)
     count.scatter_add_(1, label, torch.ones_like(clouds[..., 0]))
     return count.amax(1) / n
-
-
-def weighted_sum(*terms: tuple[float, Reward]) -> Reward:
-    """sum_k weight_k reward_k.
-
-    Raises:
-        ValueError: no term, or, when called, a reward that gives another number of values.
-    """
-    if not terms:
-        raise ValueError("a sum of rewards needs at least one (weight, reward)")
-
-    def reward(clouds: Tensor) -> Tensor:
-        values = []
-        for weight, term in terms:
-            value = term(clouds)
-            if value.shape != (len(clouds),):
-                raise ValueError(
-                    f"a reward gave {tuple(value.shape)} values for {len(clouds)} clouds"
-                )
-            values.append(weight * value)
-        return torch.stack(values).sum(0)
-
-    return reward
