@@ -30,10 +30,12 @@ def test_normals_of_two_level_faces_and_a_wall():
 
 def test_from_the_front_right_is_left_up_is_up_and_the_near_is_drawn_last(ax):
     """Facing a chair from its front, its right (x > 0) is at the viewer's left."""
-    corners = torch.tensor([[1.0, 0, 0], [-1, 0, 0], [0, 1, 0], [0, -1, 0], [0, 0, 1], [0, 0, -1]])
+    corners = torch.tensor(
+        [[1.0, 0, 0.5], [-1, 0, 0], [0, 1, 0], [0, -1, 0], [0, 0, 1], [0, 0, -1]]
+    )
     views.draw_cloud(ax, corners, turn=0, lift=0)
     drawn = np.asarray(ax.collections[0].get_offsets())
-    expected = [(0, 0), (-1, 0), (1, 0), (0, 1), (0, -1), (0, 0)]
+    expected = [(0, 0), (-1, 0.5), (1, 0), (0, 1), (0, -1), (0, 0)]
     assert {tuple(p) for p in drawn.round(6) + 0.0} == {tuple(map(float, p)) for p in expected}
     colours = ax.collections[0].get_facecolors()[:, :3]
     assert colours[0].sum() > colours[-1].sum()  # behind first and pale, in front last
