@@ -55,13 +55,15 @@ import torch
 from IPython.display import Markdown, display
 
 from rgdm_lib.course import exercises, notebook, widgets
-from rgdm_lib.shapes import data, metrics, model, nets, rewards, views
+from rgdm_lib import payoff
+from rgdm_lib._data import data_path
+from rgdm_lib.shapes import data, exact, metrics, model, nets, rewards, views
 
 run = notebook.start("08_point_clouds", PRESET, SEED, OUT_DIR)
 settings = run.settings(
-    quick={"each": 12, "points": 256},
-    laptop={"each": 40, "points": 512},
-    full={"each": 100, "points": 512},
+    quick={"each": 12, "points": 256, "noised": 8, "pool": 1000, "connected": 10},
+    laptop={"each": 40, "points": 512, "noised": 24, "pool": 4000, "connected": 50},
+    full={"each": 100, "points": 512, "noised": 24, "pool": 4000, "connected": 100},
 )
 CLASSES = ("chair", "plane", "table")
 
@@ -92,12 +94,12 @@ held_out = data.shapes("test", 300, 512)
 fig, axes = plt.subplots(3, 6, figsize=(10, 5.2), gridspec_kw={"wspace": 0, "hspace": 0})
 for row, kind in zip(axes, CLASSES, strict=True):
     for ax, cloud in zip(row, held_out.of(kind), strict=False):
-        views.draw_cloud(ax, cloud, span=2.6)
+        views.draw_cloud(ax, cloud, span=3.1)
     row[0].set_title(f"{kind}s", fontsize=9, loc="left")
 run.figure(
     fig,
     "parametric_shapes",
-    alt="Three rows of six shaded point clouds each, chairs, planes and tables, every picture 2.6 units "
+    alt="Three rows of six shaded point clouds each, chairs, planes and tables, every picture 3.1 units "
     "wide; backs are solid, of slats or of rungs, planes have no, two or four engines.",
     see="each point is as bright as its surface is turned to the light. How a surface lies is estimated "
     "from a point's neighbours; the cloud itself holds positions only.",
@@ -108,7 +110,7 @@ print(f"{len(held_out)} held-out shapes: a tensor {tuple(held_out.points.shape)}
 # %%
 def show_shape(which, turn):
     fig, ax = plt.subplots(figsize=(3.6, 3.6))
-    views.draw_cloud(ax, held_out.points[which], turn=turn, span=2.6)
+    views.draw_cloud(ax, held_out.points[which], turn=turn, span=3.1)
     return fig
 
 
@@ -206,7 +208,7 @@ fig, axes = plt.subplots(1, 4, figsize=(10, 2.9), gridspec_kw={"wspace": 0})
 rows = []
 others = {"itself": chair, "fresh points": fresh, "noise of 0.06": noisy, "most on the seat": heavy}
 for ax, (name, cloud) in zip(axes, others.items(), strict=True):
-    views.draw_cloud(ax, cloud, span=2.6)
+    views.draw_cloud(ax, cloud, span=3.1)
     ax.set_title(name, fontsize=9)
     cd = float(metrics.chamfer_matrix(chair[None], cloud[None])[0, 0])
     rows.append([name, f"{cd:.4f}", f"{metrics.emd(chair.numpy(), cloud.numpy()):.3f}"])
@@ -214,7 +216,7 @@ run.figure(
     fig,
     "two_clouds",
     alt="The same chair of 256 points four times: itself, with fresh points, with noise, and with "
-    "most of its points on the seat; each picture 2.6 units wide.",
+    "most of its points on the seat; each picture 3.1 units wide.",
     see="the last one lies on the chair, but its weight is in another place.",
 )
 table(["a chair against", "CD (units²)", "EMD (units)"], rows)
@@ -402,10 +404,161 @@ run.metric("copies_1nna_cd_training", found["copies of training"]["against train
 # - **Copies** are perfect by every number that compares with held-out shapes. Only the comparison with the
 #   *training* set shows them: 1-NNA near 0, since the nearest cloud of every copy is its original. So a value
 #   *below* $\frac12$ is an alarm as well.
-# - **One chair** and **chairs only** can have a low MMD to the chairs; coverage and 1-NNA show what is missing.
-# - **MMD is hardly moved by what is missing**, as each reference only asks for its nearest sample. **JSD** sees
-#   the average shape only.
+# - **One chair, chairs only, noise**: 1-NNA tells them all apart from real shapes. Coverage says how much is
+#   missing. MMD gives *chairs only* and *noise* nearly one value: it says how far, not what is wrong.
+# - **JSD** sees the average of all clouds only.
 # - All of it has chance in it: two real sets differ too. The grey band is that chance.
+
+# %% [markdown]
+# ## 3. Where a shape is decided
+#
+# **Question.** At which noise does $x_t$ still know which chair it was?
+#
+# For molecules and images one finds out by training. Here it can be computed. Given a shape, its points are
+# *independent* draws from its surface, so the likelihood of a noised cloud is a product over points. Describe
+# shape $k$ by $M$ dense points $y_{kj}$; then by Bayes' rule, for $K$ equally likely shapes,
+#
+# <!-- eq: posterior-of-known-shapes | derived here -->
+# $$
+# p(k \mid x_t) \propto \prod_{i=1}^N \frac1M \sum_{j=1}^M
+# \exp\!\Big( \!-\frac{\| x_{t,i} - \sqrt{\bar\alpha_t}\, y_{kj} \|^2}{2 (1 - \bar\alpha_t)} \Big) .
+# $$
+#
+# Its entropy is what the noise has destroyed: 0 bits means the shape is known, $\log_2 K$ that nothing is.
+#
+# **Predict.** 24 shapes, eight of each class: $\log_2 24 = 4.6$ bits in all, $\log_2 3 = 1.6$ of them the class.
+# Noise as strong as the signal, on every coordinate: how many bits are gone?
+
+# %%
+norm = data.Normalisation.of(data.shapes("train", 300, 512).points, "part train, 300 of each class")
+known = norm.apply(data.shapes("test", 8, 512).points)  # M = 512
+asked = norm.apply(data.shapes("test", 9, 512).points.unflatten(0, (3, 9))[:, :8].flatten(0, 1))
+ratio = model.noise_to_signal()
+levels = [int((ratio < r).sum()) + 1 for r in (0.5, 1, 2, 3.5, 6, 10, 20, 40, 100)]
+which = torch.arange(24)[:: 24 // settings.noised]
+
+
+def posterior(x_t, alpha_bar):
+    """(24,) probability of each known shape, given one noised cloud (N, 3)."""
+    square = torch.cdist(x_t, alpha_bar**0.5 * known.flatten(0, 1)).square()
+    return (-square / (2 * (1 - alpha_bar))).unflatten(1, (24, -1)).logsumexp(2).sum(0).softmax(0)
+
+
+def bits(p):
+    return float(-torch.special.xlogy(p, p).sum() / np.log(2))
+
+
+lost = []
+for t in levels:
+    alpha_bar = float(diffusion.schedule.alpha_bar[t])
+    noised = diffusion.q_sample(asked[which], t, torch.randn_like(asked[which]))
+    found_shapes = [posterior(cloud, alpha_bar) for cloud in noised]
+    lost.append([np.mean([bits(p) for p in found_shapes]),
+                 np.mean([bits(p.unflatten(0, (3, 8)).sum(1)) for p in found_shapes])])  # fmt: skip
+lost = np.array(lost)
+at_one = float(lost[levels.index(int((ratio < 1).sum()) + 1), 0])
+print(f"noise = signal: {at_one:.2f} of {np.log2(24):.2f} bits are gone")
+assert at_one < 1
+
+# %%
+at = ratio[torch.tensor(levels) - 1]
+density = model.training_times()[1:] / ratio.log().diff(
+    prepend=2 * ratio.log()[:1] - ratio.log()[1:2]
+)
+fig, ax = plt.subplots(figsize=(6.4, 3.4))
+ax.semilogx(at, lost[:, 0], "o-", label="which of 24 shapes")
+ax.semilogx(at, lost[:, 1], "s-", label="which of 3 classes")
+ax.axhline(np.log2(24), color="C0", ls=":", lw=1)
+ax.axhline(np.log2(3), color="C1", ls=":", lw=1)
+ax.semilogx(ratio, 2 * density / density.max(), color="0.6", label="where training draws its times")
+ax.set(
+    xlabel="noise / signal, $\\sqrt{(1 - \\bar\\alpha_t) / \\bar\\alpha_t}$",
+    ylabel="bits destroyed",
+)
+ax.legend(fontsize=8)
+run.figure(
+    fig,
+    "where_a_shape_is_decided",
+    alt="Bits about the shape and about the class that the noise has destroyed, against the noise-to-signal "
+    "ratio on a logarithmic axis: both are near 0 below 1 and rise to their maxima, dotted, between 3 and 100. "
+    "A grey curve shows where training draws its times.",
+    see="shapes are decided where the noise is several times the signal, the class even later.",
+)
+
+# %% [markdown]
+# Noise as strong as the signal drowns a pixel, but not a shape that 512 points tell together. So training draws
+# half of its times around these levels, and the schedule has to go further than usual: to a ratio of 316.
+#
+# ### Why a cloud's mean height is 17 wide
+#
+# The mean over the points is what they tell together most clearly. Take one coordinate and look along the
+# direction $(1, \dots, 1)/\sqrt N$ in the space of all $N$ values, that is, at $\sqrt N\, \bar x_t$. Noise has
+# variance 1 in every direction; the signal has $N$ times the variance of the mean:
+#
+# <!-- eq: mean-under-noise | derived here -->
+# $$
+# \operatorname{Var}\big(\sqrt N\, \bar x_t\big) = \bar\alpha_t\, N \operatorname{Var}(\bar x_0)
+# + (1 - \bar\alpha_t) .
+# $$
+#
+# **Predict.** Means of normalised heights have a standard deviation of about 0.8. At which ratio of noise
+# to signal do the mean's two terms balance?
+
+# %%
+means = norm.apply(held_out.points).mean(1)
+wide = 512**0.5 * means.std(0)
+print("sqrt(N) times the means' standard deviations, x, y, z:", np.round(wide.numpy(), 1))
+
+
+def width(times, sd):
+    """Standard deviation of samples over the true one, for N(0, sd^2) and its exact denoiser."""
+    alpha_bar, variance = diffusion.schedule.alpha_bar, 1.0
+    for t, s in zip(times[:-1], times[1:], strict=True):
+        a, std = float(alpha_bar[t]), diffusion.step_std(t, s)
+        eps = torch.tensor([[(1 - a) ** 0.5 / (a * sd**2 + 1 - a)]])  # of x_t = 1: it is linear
+        factor = diffusion.step(torch.ones(1, 1), t, s, eps)[0].item()
+        variance = factor**2 * variance + std**2
+    return variance**0.5 / sd
+
+
+# %% [markdown]
+# The mean of a cloud is decided at noise 17 times the signal, its surfaces (0.04 thick) at a hundredth of
+# that and less. A sampler must be careful at all these scales, so its steps are **even in the logarithm of the ratio**.
+# As in 09, a Gaussian with a known denoiser shows what an uneven one does.
+#
+# **Predict.** Quadratic spacing is best for molecules. Which of the two widths below will it miss?
+
+# %%
+counts, scales = (60, 120, 240), (0.2, 17.0)
+spacings = {"even in log noise / signal": model.sampling_times,
+            "quadratic": lambda k: diffusion.timesteps(k, 2.0)}  # fmt: skip
+widths = {
+    name: [[width(times(k), sd) for k in counts] for sd in scales]
+    for name, times in spacings.items()
+}
+fig, axes = plt.subplots(1, 2, figsize=(9, 3.1), sharey=True)
+for ax, k in zip(axes, range(2), strict=True):
+    for name, value in widths.items():
+        ax.semilogx(counts, value[k], "o-", label=name)
+    ax.axhspan(0.98, 1.02, color="0.9")
+    ax.set(xlabel="sampling steps", title=f"Gaussian of sd {scales[k]:g}")
+    ax.set_xticks(counts, counts)
+    ax.minorticks_off()
+axes[0].set_ylabel("width of samples / true width")
+axes[0].legend(fontsize=8)
+run.figure(
+    fig,
+    "steps_even_in_log",
+    alt="Width of samples over the true width against the number of steps, for Gaussians of standard deviation "
+    "0.2 and 17; even spacing in the log ratio comes within 2 percent at 240 steps, quadratic spacing stays "
+    "below for the wide one.",
+    see="the grey band is 2 %. One sampler has to keep both the narrow and the wide.",
+)
+log_even = [w[-1] for w in widths["even in log noise / signal"]]
+print(
+    f"240 steps: {log_even[0]:.3f} and {log_even[1]:.3f}; quadratic {widths['quadratic'][1][-1]:.3f} of the wide"
+)
+assert all(abs(w - 1) < 0.02 for w in log_even)
 
 # %% [markdown]
 # ## 5. Rewards
@@ -437,16 +590,16 @@ pick = int(of_chairs.argmin()), int(of_chairs.argmax())
 fig, axes = plt.subplots(1, 4, figsize=(11, 3), width_ratios=[1, 1.2, 1, 1.2])
 for i, (index, word) in enumerate(zip(pick, ("falls", "stands"), strict=True)):
     cloud = held_out.of("chair")[index]
-    views.draw_cloud(axes[2 * i], cloud, turn=70, lift=8, span=2.6)
+    views.draw_cloud(axes[2 * i], cloud, turn=70, lift=8, span=3.1)
     views.draw_support(axes[2 * i + 1], cloud)
     axes[2 * i].set_title(f"{word}: margin {of_chairs[index]:.2f} units", fontsize=9)
-axes[1].legend(fontsize=7, loc="upper left")
+axes[1].legend(fontsize=7, loc="lower left")
 run.figure(
     fig,
     "falling_and_standing",
     alt="Two chairs from the side and from above. From above: points in grey, feet in black, their convex hull "
-    "in green, the centre of mass as a red cross; it is outside for the first chair, inside for the second.",
-    see="a leaning back over rear feet that stand far in: the cross leaves the green polygon.",
+    "shaded, the centre of mass as a cross; it is outside for the first chair, inside for the second.",
+    see="a leaning back over rear feet that stand far in: the cross is outside the shaded polygon.",
 )
 
 # %% [markdown]
@@ -483,6 +636,274 @@ def stands(clouds, sole):
 
 # %% tags=["check"]
 exercises.check("08.2", stands)
+
+# %% [markdown]
+# ### Five rewards
+#
+# The paper's reward is the *logit* of the wanted class under a classifier that the denoiser never sees. With
+# $z$ the classifier's outputs,
+#
+# <!-- eq: class-logit | derived here, from the softmax -->
+# $$
+# r(x_0) = \log \frac{p_k(x_0)}{1 - p_k(x_0)} = z_k - \log \sum_{j \ne k} e^{z_j} .
+# $$
+#
+# Three networks, on three parts of the data: one makes clouds, one rewards, one *judges*. Besides, there are
+# `symmetry` (minus the distance of a cloud to its mirror image), `proportion` (width over height) and `connected`
+# (share of points in the largest piece).
+#
+# **Predict.** Which of them tells the classes apart, without having been told about classes?
+
+# %%
+shapes = data.shapes("train", settings.pool, 512)
+classifier, judge = model.load_classifier(), model.load_classifier(data_path(model.JUDGE))
+reward = {
+    "class logit (nats)": rewards.class_logit(classifier, CLASSES.index("chair"))(shapes.points),
+    "standing margin (units)": rewards.standing_margin(shapes.points),
+}
+few = torch.cat([shapes.of(kind)[:200] for kind in CLASSES])
+fewer = torch.cat([shapes.of(kind)[: settings.connected] for kind in CLASSES])
+reward |= {"symmetry (units)": rewards.symmetry(few), "width / height": rewards.proportion(few),
+           "connected (share)": rewards.connected(fewer)}  # fmt: skip
+fig, axes = plt.subplots(1, 5, figsize=(13, 2.7))
+for ax, (name, values) in zip(axes, reward.items(), strict=True):
+    edges = np.linspace(float(values.min()) - 1e-3, float(values.max()) + 1e-3, 31)
+    for k, part in enumerate(values.chunk(3)):
+        ax.hist(part, edges, density=True, histtype="step", lw=1.6, label=CLASSES[k])
+    ax.set_xlabel(name)
+    ax.set_yticks([])
+axes[0].set_ylabel("density")
+axes[0].legend(fontsize=7)
+run.figure(
+    fig,
+    "rewards_by_class",
+    alt="Histograms of five rewards for chairs, planes and tables: the class logit separates chairs from the "
+    "rest, the standing margin is negative for many chairs only, the others overlap.",
+    see="left of 0 in the second panel are shapes that fall. The heights of each panel have their own scale.",
+)
+
+# %% [markdown]
+# ### The payoff of known shapes
+#
+# Our shapes come from known laws, and drawing more costs nothing. So the payoff distribution over them is known
+# as well as we like: draw shapes, weigh by $e^{r/\tau}$. No model is involved. In particular, class $k$ ends up
+# with the share
+#
+# <!-- eq: class-shares-of-the-payoff | derived here -->
+# $$
+# p^*(k) = \frac{p(k)\; \mathbb E[e^{r/\tau} \mid k]}{\sum_j p(j)\; \mathbb E[e^{r/\tau} \mid j]} .
+# $$
+
+# %%
+draw = payoff.Draw(shapes.points, reward["class logit (nats)"])
+temperature = {
+    share: payoff.temperature_for_ess(draw.reward, share / 100) for share in (80, 40, 10)
+}
+share_of = {
+    s: exact.class_shares(shapes.label, 3, draw.weigh(t).log_weight) for s, t in temperature.items()
+}
+table(["ESS", "tau (nats)", *CLASSES],
+      [[f"{s} %", f"{temperature[s]:.2f}", *(f"{float(v):.2%}" for v in share_of[s])] for s in share_of])  # fmt: skip
+for s, shares in share_of.items():
+    run.metric(f"payoff_chair_share_ess{s}", float(shares[0]), "1", len(shapes),
+               f"share of chairs under weights exp(class logit / tau) on parametric shapes, ESS {s} %",
+               floor=1 / 3)  # fmt: skip
+
+# %% [markdown]
+# ### Exercise 08.3: what a temperature does to the classes
+# Suppose every shape of a class had the same reward. Write `class_shares(prior, reward, tau)`: `prior` (K,) are the
+# shares before, `reward` (K,) one value a class. Return (K,), the shares under the payoff distribution. **First
+# predict** from the mean rewards below, on paper: what is left of the planes at the three temperatures?
+#
+# <details><summary>Hint 1</summary>
+#
+# The formula above, without an expectation.
+#
+# <details><summary>Hint 2</summary>
+#
+# $p(k)\, e^{r_k/\tau} = e^{\log p(k) + r_k / \tau}$, and `torch.softmax` never overflows.
+#
+# </details>
+# </details>
+
+
+# %% tags=["exercise"]
+# Exercise 08.3
+def class_shares(prior, reward, tau):
+    """Shares (K,) of classes under the payoff distribution, one reward a class."""
+    # STUB: return None
+    ### BEGIN SOLUTION
+    return torch.softmax(prior.log() + reward / tau, 0)
+    ### END SOLUTION
+
+
+# %% tags=["check"]
+exercises.check("08.3", class_shares)
+
+# %%
+class_mean = torch.stack([draw.reward[shapes.label == k].mean() for k in range(3)]).double()
+print("mean logit of", ", ".join(f"{c}s {m:.1f}" for c, m in zip(CLASSES, class_mean, strict=True)))
+for s, t in temperature.items():
+    by_means = torch.softmax(class_mean / t, 0)
+    print(
+        f"ESS {s} %: chairs by mean rewards {float(by_means[0]):.3f}, exactly {float(share_of[s][0]):.3f}"
+    )
+
+# %% [markdown]
+# Means get it nearly right. As soon as chairs have nearly all of the weight, a colder temperature chooses *among
+# chairs*: those that the classifier is surest of. Nobody asked for that.
+#
+# ### Which chairs stand?
+#
+# Now the reward of which no label knows: 1 for a chair that stands, 0 for one that falls, at $\tau = 0.2$. The
+# odds of falling shrink by $e^{5} = 148$.
+#
+# **Predict.** Four parameters of a chair: the seat's height and width, the back's tilt, how far the rear feet
+# stand in. Which of their laws change, and which way?
+
+# %%
+is_chair = shapes.label == 0
+standing = payoff.Draw(
+    shapes.of("chair"), (reward["standing margin (units)"][is_chair] >= 0).float()
+).weigh(0.2)
+weight = standing.log_weight.exp()
+fig, axes = plt.subplots(1, 4, figsize=(12, 2.7))
+units = {"height": "seat height (units)", "width": "seat width (units)", "tilt": "tilt of the back (rad)",
+         "inset": "inset of the rear feet (share)"}  # fmt: skip
+moved_by = {}
+for ax, (name, word) in zip(axes, units.items(), strict=True):
+    value = shapes.parameters["chair"][name]
+    ax.hist(value, 25, density=True, color="0.85", label="all chairs")
+    ax.hist(
+        value,
+        25,
+        weights=weight,
+        density=True,
+        histtype="step",
+        lw=1.8,
+        label="payoff: chairs that stand",
+    )
+    ax.set_xlabel(word)
+    moved_by[name] = exact.ks_distance(value, value, standing.log_weight)
+axes[0].set_ylabel("density")
+axes[3].legend(fontsize=7)
+run.figure(
+    fig,
+    "chairs_that_stand",
+    alt="Histograms of four parameters of chairs, all in grey and under the payoff as an outline. Seat height and "
+    "width hardly change; tilts and above all insets become smaller.",
+    see="height and width stay as flat as they were; tilt and inset lose their upper ends.",
+)
+print(
+    "KS distance of each law from its old one:",
+    ", ".join(f"{k} {v:.3f}" for k, v in moved_by.items()),
+)
+assert moved_by["inset"] > moved_by["height"] and moved_by["tilt"] > moved_by["width"]
+run.metric("payoff_falling_share", float(weight[standing.reward == 0].sum()), "1", len(weight),
+           "weight of falling chairs under exp(stands / 0.2) on parametric chairs",
+           ceiling=float((standing.reward == 0).float().mean()))  # fmt: skip
+
+# %% [markdown]
+# ## 7. Noise is a chair
+#
+# **Question.** What does a reward say about something that its network has never seen?
+#
+# **Predict.** 50 clouds of Gaussian noise, placed and sized like a shape. The classifier must choose: chair, plane
+# or table?
+
+# %%
+spread = shapes.points.flatten(0, 1)
+gaussian = spread.mean(0) + spread.std(0) * torch.randn(50, 512, 3)
+with torch.no_grad():
+    called = {name: net(gaussian).argmax(1).bincount(minlength=3) for name, net in
+              (("the classifier", classifier), ("the judge", judge))}  # fmt: skip
+for name, count in called.items():
+    print(
+        f"{name} calls noise:",
+        ", ".join(f"{CLASSES[k]} {int(count[k])}" for k in range(3)),
+        "times",
+    )
+noise_logit = rewards.class_logit(classifier, 0)(gaussian)
+fooled = gaussian[noise_logit.argmax()]
+stolen = noise_logit.max()
+typical = draw.reward[is_chair].median()
+print(f"highest logit of noise {float(stolen):.1f}; median of real chairs {float(typical):.1f}")
+
+# %% [markdown]
+# A logit is *relative*: more chair than plane or table. "None of these" is not on offer. A model that is trained
+# towards this reward may find such places, and then the reward is *hacked*. The judge may be fooled as well: it
+# saw the same three classes. What helps is what else is measured, such as 1-NNA within the class.
+#
+# But why is noise so easily a chair? Look at how the network reads a cloud (PointNet, Qi et al. 2017). Every
+# point gets 128 features $f(x_i)$ by itself; then only the largest of each feature goes on:
+#
+# <!-- definition -->
+# $$
+# z(x) = h\big( \max_{i=1..N} f_1(x_i), \dots, \max_{i=1..N} f_{128}(x_i) \big) .
+# $$
+#
+# ### Exercise 08.4: which points were read?
+# Write `points_read(features)`: `features` is (B, N, F). Return (B, N): True for each point that is the largest of
+# its cloud in at least one feature. All other points could be *anything smaller*, and the logit would not change.
+#
+# <details><summary>Hint 1</summary>
+#
+# `features.amax(1, keepdim=True)` is the largest of each feature.
+#
+# <details><summary>Hint 2</summary>
+#
+# Compare, then `.any(2)`.
+#
+# </details>
+# </details>
+
+
+# %% tags=["exercise"]
+# Exercise 08.4
+def points_read(features):
+    """Which points (B, N) hold the maximum of a feature (B, N, F)."""
+    # STUB: return None
+    ### BEGIN SOLUTION
+    return (features == features.amax(1, keepdim=True)).any(2)
+    ### END SOLUTION
+
+
+# %% tags=["check"]
+exercises.check("08.4", points_read)
+
+# %%
+clouds = torch.stack([shapes.of("chair")[0], fooled])
+with torch.no_grad():
+    best = classifier.points(clouds).argmax(1)  # (2, 128) the point that is largest in each feature
+    read = [cloud[index.unique()] for cloud, index in zip(clouds, best, strict=True)]
+    logit = rewards.class_logit(classifier, 0)
+    whole, core = logit(clouds), torch.cat([logit(points[None]) for points in read])
+fig, axes = plt.subplots(1, 4, figsize=(11, 3), gridspec_kw={"wspace": 0})
+for i, name in enumerate(("chair", "noise")):
+    for ax, cloud, word in (
+        (axes[2 * i], clouds[i], "512 points"),
+        (axes[2 * i + 1], read[i], f"the {len(read[i])} read"),
+    ):
+        views.draw_cloud(ax, cloud, span=3.6)
+        ax.set_title(f"{name}, {word}", fontsize=9)
+run.figure(
+    fig,
+    "points_that_are_read",
+    alt="A chair and a cloud of noise, each with all of its 512 points and with only the points that the classifier "
+    "reads; these lie at the outer ends. Each picture is 3.6 units wide.",
+    see="right of each pair: all that the classifier knows of the cloud.",
+)
+for name, index, a, b in zip(("chair", "noise"), read, whole, core, strict=True):
+    print(f"{name}: {len(index)} of 512 points are read; logit {a:.3f}, from these alone {b:.3f}")
+assert torch.allclose(whole, core, atol=1e-3)
+run.metric("points_read_of_noise", len(read[1]), "points", 512,
+           "points of the Gaussian cloud of highest logit that hold the maximum of a feature of the classifier")  # fmt: skip
+run.metric("noise_called_chair", float((noise_logit > 0).float().mean()), "1", 50,
+           "share of Gaussian clouds, placed and sized like shapes, that the classifier calls chair")  # fmt: skip
+
+# %% [markdown]
+# That is why. A few dozen points at the outer ends decide; the rest may be mist. Noise that reaches as high as a back and as low
+# as a leg has a point in each of the places that say "chair". A reward that reads extremes can be had by placing extremes.
 
 # %% [markdown]
 # ## Recap

@@ -8,7 +8,8 @@ import torch
 from scipy.spatial.distance import cdist
 
 from ledger import close, equation
-from rgdm_lib.shapes import metrics, rewards
+from rgdm_lib.payoff import Draw
+from rgdm_lib.shapes import exact, metrics, rewards
 
 
 def rng():
@@ -238,3 +239,125 @@ def standing_margin(formula=library_margin):
     for x, y in ((0.3, 0.1), (0.7, -0.2), (0.1, -0.3), (-0.9, 0.2)):
         exact = min(1 - x, 1 - y, (x + y) / math.sqrt(2))
         close(formula(torch.tensor([x, y], dtype=torch.float64)), exact)
+
+
+# ---- where a shape is decided ------------------------------------------------------------------
+
+
+def shape_log_likelihood(x_t, known, alpha_bar, join=torch.logsumexp, over=torch.sum, power=1):
+    """log p(x_t | shape) of points (N, 3) for known shapes (K, M, 3), up to one constant."""
+    centre = alpha_bar**0.5 * known
+    square = (x_t[None, :, None] - centre[:, None]).square().sum(3)  # (K, N, M)
+    inside = join(-square / (2 * (1 - alpha_bar) ** power), 2) - math.log(known.shape[1])
+    return over(inside, 1)
+
+
+def posterior_by(**change):
+    return lambda *args: torch.softmax(shape_log_likelihood(*args, **change), 0)
+
+
+POSTERIOR = posterior_by()
+
+
+@equation(
+    "posterior-of-known-shapes",
+    mutations={
+        "mean over points": {"formula": posterior_by(over=torch.mean)},
+        "nearest place only": {"formula": posterior_by(join=torch.amax)},
+        "one factor for the whole cloud": {
+            "formula": lambda x, known, ab: torch.softmax(
+                torch.logsumexp(-(x[None] - ab**0.5 * known).square().sum(2) / 2 / (1 - ab), 1), 0
+            )
+        },
+        "standard deviation for variance": {"formula": posterior_by(power=0.5)},
+        "signal not scaled": {
+            "formula": lambda x, known, ab: posterior_by()(x, known / ab**0.5, ab)
+        },
+    },
+)
+def posterior_of_known_shapes(formula=POSTERIOR):
+    """Bayes' rule with torch's mixtures of Gaussians, shape by shape."""
+    known = torch.randn(4, 3, 3, dtype=torch.float64)
+    x, ab = torch.randn(3, 3, dtype=torch.float64), 0.4
+    joint = []
+    for shape in known:
+        places = torch.distributions.Independent(
+            torch.distributions.Normal(ab**0.5 * shape, (1 - ab) ** 0.5), 1
+        )
+        even = torch.distributions.Categorical(torch.ones(3, dtype=torch.float64))
+        mixture = torch.distributions.MixtureSameFamily(even, places)
+        joint.append(mixture.log_prob(x).sum().exp())
+    close(formula(x, known, ab), torch.stack(joint) / sum(joint))
+
+
+@equation(
+    "mean-under-noise",
+    mutations={
+        "noise of the mean 1 / N": {"formula": lambda n, v, ab: ab * n * v + (1 - ab) / n},
+        "N left out": {"formula": lambda n, v, ab: ab * v + 1 - ab},
+        "sqrt(alpha_bar)": {"formula": lambda n, v, ab: ab**0.5 * n * v + 1 - ab},
+        "noise left out": {"formula": lambda n, v, ab: ab * n * v},
+    },
+)
+def mean_under_noise(formula=lambda n, v, ab: ab * n * v + 1 - ab):
+    """Any covariance of N heights; noise adds (1 - alpha_bar) I; then the direction of the mean."""
+    for n, ab in ((5, 0.3), (12, 0.9)):
+        root = torch.randn(n, n, dtype=torch.float64)
+        covariance = root @ root.T
+        mean = torch.full((n,), n**-0.5, dtype=torch.float64)
+        noisy = ab * covariance + (1 - ab) * torch.eye(n, dtype=torch.float64)
+        close(formula(n, covariance.mean(), ab), mean @ noisy @ mean)
+
+
+# ---- rewards and their payoff ------------------------------------------------------------------
+
+
+@equation(
+    "class-logit",
+    mutations={
+        "log p": {"formula": lambda z: torch.log_softmax(z, 1)[:, 1]},
+        "raw logit": {"formula": lambda z: z[:, 1]},
+        "against all": {"formula": lambda z: z[:, 1] - z.logsumexp(1)},
+        "against the best other": {"formula": lambda z: z[:, 1] - torch.maximum(z[:, 0], z[:, 2])},
+    },
+)
+def class_logit(
+    formula=lambda z: rewards.class_logit(lambda clouds: z, 1)(torch.zeros(len(z), 1, 3)),
+):
+    logits = torch.randn(5, 3, dtype=torch.float64)
+    p = logits.exp()[:, 1] / logits.exp().sum(1)
+    close(formula(logits), torch.log(p / (1 - p)))
+
+
+KINDS = torch.tensor([0, 0, 1, 1, 1, 2, 0, 2])
+LOGITS = torch.tensor([0.3, 2.0, -1.0, 0.4, -0.2, 1.0, 0.9, -3.0], dtype=torch.float64)
+
+
+def shares_by(tau=0.8, weight=lambda r, tau: (r / tau).exp(), prior=True, mean_first=False):
+    def formula():
+        share = []
+        for k in range(3):
+            r = LOGITS[KINDS == k]
+            inside = weight(r.mean(), tau) if mean_first else weight(r, tau).mean()
+            share.append(((KINDS == k).double().mean() if prior else 1.0) * inside)
+        return torch.stack(share) / sum(share)
+
+    return formula
+
+
+SHARES = shares_by()
+
+
+@equation(
+    "class-shares-of-the-payoff",
+    mutations={
+        "prior left out": {"formula": shares_by(prior=False)},
+        "mean reward first": {"formula": shares_by(mean_first=True)},
+        "tau inverted": {"formula": shares_by(1 / 0.8)},
+        "reward for weight": {"formula": shares_by(weight=lambda r, tau: r / tau)},
+    },
+)
+def class_shares_of_the_payoff(formula=SHARES):
+    """Against the library's weights, summed over each class."""
+    weighted = Draw(torch.zeros(8, 1, 3), LOGITS).weigh(0.8)
+    close(formula(), exact.class_shares(KINDS, 3, weighted.log_weight))

@@ -131,14 +131,14 @@ SQUARE = [(1, 1, 0), (1, -1, 0), (-1, 1, 0), (-1, -1, 0)]
 STANDING = (  # a cloud of 12 points, moved up by, whether it stands, what it shows
     (SQUARE + [(0, 0, 1)] * 8, 0, 1,
      "weight above the middle of four feet stands"),
-    (SQUARE + [(3, 0, 1)] * 8, 0, 0,
+    (SQUARE + [(5, 0, 1)] * 8, 0, 0,
      "weight far beyond the feet falls: only the lowest points support, all points are the mass"),
+    (SQUARE + [(0, 0, 1)] * 7 + [(5, 0, 1)], 0, 1,
+     "one point far out does not tip it: the centre of mass is the mean, not the middle of a box"),
     ([*SQUARE[:3], *[(-0.8, -0.8, 1)] * 9], 0, 0,
      "on three feet it falls over the missing fourth: the support is their convex hull, not a box"),
     (SQUARE + [(0, 0, 1)] * 8, 5, 1,
      "the same shape 5 higher stands too: the ground is at its own lowest point, not at z = 0"),
-    (SQUARE + [(0, 0, 1)] * 7 + [(5, 0, 1)], 0, 1,
-     "one point far out does not tip it: the centre of mass is the mean, not the middle of a box"),
     ([(1, 1, 0), (1, -1, 0.1), (-1, 1, 0.1), (-1, -1, 0)] + [(0.3, -0.2, 1)] * 8, 0, 1,
      "two of its feet end 0.1 above the others: all points up to `sole` above the lowest support"),
 )  # fmt: skip
@@ -243,3 +243,168 @@ def _middle_of_box():
 @wrong("08.2", "the margin", says="not how far it is from tipping")
 def _the_margin():
     return (lambda clouds, sole: _margin(clouds, _lowest(clouds, sole), clouds[..., :2].mean(1)),)
+
+
+@exercise("08.3")
+def shares_follow_from_temperature(class_shares):
+    """Unequal prior shares and rewards by hand: exp(r / tau) is 1, 2 and 4 at tau = 2."""
+    prior = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
+    reward = 2 * torch.tensor([0.0, 2.0, 1.0], dtype=torch.float64) * torch.log(torch.tensor(2.0))
+    want = torch.tensor([0.5, 1.2, 0.4], dtype=torch.float64) / 2.1
+    got = as_tensor(class_shares(prior, reward, 2.0))
+    require(got.shape == (3,), f"it returns shape {tuple(got.shape)}, not one share a class")
+    mistakes = [
+        (torch.softmax(reward / 2, 0), "the shares before the reward are left out"),
+        (prior * torch.exp(reward / 2), "they do not add up to 1: divide by their sum"),
+        (torch.softmax(prior.log() + 2 * reward, 0), "that is exp(tau r): the reward is over tau"),
+        (torch.softmax(prior.log() - reward / 2, 0), "that favours low rewards: check the sign"),
+        (torch.softmax(prior + reward / 2, 0), "the prior share is a factor, not an exponent"),
+        (prior * reward / (prior * reward).sum(), "the weight is exp(r / tau), not the reward"),
+    ]
+    because = "each class has its share times exp(r / tau), over the sum of these"
+    require_close(got, want, because, rtol=1e-5, mistakes=mistakes)
+    got = as_tensor(class_shares(prior, reward + 5000, 2.0))
+    because = "a constant added to all rewards changes nothing: exp overflows, subtract the largest"
+    require(torch.isfinite(got).all(), because)
+    require_close(got, want, because, rtol=1e-4)
+
+
+@also_right("08.3")
+def _through_softmax():
+    return (lambda prior, reward, tau: torch.softmax(prior.log() + reward / tau, 0),)
+
+
+@also_right("08.3")
+def _class_by_class():
+    import numpy as np
+
+    def class_shares(prior, reward, tau):
+        top = max(float(r) for r in reward)
+        parts = [
+            float(p) * np.exp((float(r) - top) / tau) for p, r in zip(prior, reward, strict=True)
+        ]
+        return [part / sum(parts) for part in parts]
+
+    return (class_shares,)
+
+
+@wrong("08.3", "prior left out", says="are left out")
+def _prior_left_out():
+    return (lambda prior, reward, tau: torch.softmax(reward / tau, 0),)
+
+
+@wrong("08.3", "not normalised", says="do not add up to 1")
+def _not_normalised():
+    return (lambda prior, reward, tau: prior * torch.exp(reward / tau),)
+
+
+@wrong("08.3", "times tau", says="the reward is over tau")
+def _times_tau():
+    return (lambda prior, reward, tau: torch.softmax(prior.log() + reward * tau, 0),)
+
+
+@wrong("08.3", "sign", says="favours low rewards")
+def _sign():
+    return (lambda prior, reward, tau: torch.softmax(prior.log() - reward / tau, 0),)
+
+
+@wrong("08.3", "the reward as the weight", says="not the reward")
+def _reward_for_weight():
+    return (lambda prior, reward, tau: prior * reward / (prior * reward).sum(),)
+
+
+@wrong("08.3", "overflow", says="exp overflows")
+def _overflow():
+    def class_shares(prior, reward, tau):
+        weight = prior * torch.exp(reward / tau)
+        return weight / weight.sum()
+
+    return (class_shares,)
+
+
+@exercise("08.4")
+def points_that_are_read(points_read):
+    """A table of 5 points and 4 features for two clouds: three points hold every maximum."""
+    features = torch.tensor([
+        [[9.0, 1, 2, 0], [3, 7, 1, 1], [8, 6, 5, 2], [2, 0, 6, 0], [1, 5, 0, 8]],
+        [[0.0, 1, 2, 3], [5, 9, 4, 7], [4, 8, 3, 6], [1, 1, 1, 1], [2, 2, 2, 2]],
+    ])  # fmt: skip
+    want = torch.tensor([
+        [True, True, False, True, True],
+        [False, True, False, False, False],
+    ])  # fmt: skip
+    got = as_tensor(points_read(features))
+    require(got.shape != (2, 4), "it returns one value a feature: one for each point is wanted")
+    require(got.shape == (2, 5), f"it returns shape {tuple(got.shape)}, not one value a point")
+    require(
+        ((got == 0) | (got == 1)).all(), "it must say True or False (1 or 0), not how many maxima"
+    )
+    mistakes = [
+        (~want, "that is the points that are not read: the other way round"),
+        ((features == features.amin(1, True)).any(2), "that is the minimum: the network takes the"
+         " maximum"),
+        ((features == features.amax((1, 2), True)).any(2), "only the largest of all features is"
+         " kept: each feature has its own maximum"),
+        ((features == features.amax((0, 1), True)).any(2), "the maximum must not run over clouds"),
+        (torch.ones_like(want), "every point is largest in some feature if the maximum runs over"
+         " its features: take it over points"),
+    ]  # fmt: skip
+    because = "a point is read if it is the largest of its cloud in at least one feature"
+    require_close(got, want.double(), because, mistakes=[(v.double(), m) for v, m in mistakes])
+
+
+@also_right("08.4")
+def _by_scatter():
+    def points_read(features):
+        best = features.argmax(1)
+        return torch.zeros(features.shape[:2]).scatter(1, best, 1.0)
+
+    return (points_read,)
+
+
+@also_right("08.4")
+def _cloud_by_cloud():
+    import numpy as np
+
+    def points_read(features):
+        read = np.zeros(features.shape[:2], bool)
+        for flags, table in zip(read, np.asarray(features), strict=True):
+            flags[np.unique(table.argmax(0))] = True
+        return read
+
+    return (points_read,)
+
+
+@wrong("08.4", "the minimum", says="that is the minimum")
+def _minimum():
+    return (lambda f: (f == f.amin(1, keepdim=True)).any(2),)
+
+
+@wrong("08.4", "largest of all features", says="each feature has its own maximum")
+def _one_maximum():
+    return (lambda f: (f == f.amax((1, 2), keepdim=True)).any(2),)
+
+
+@wrong("08.4", "over clouds", says="must not run over clouds")
+def _over_clouds():
+    return (lambda f: (f == f.amax((0, 1), keepdim=True)).any(2),)
+
+
+@wrong("08.4", "over features", says="take it over points")
+def _over_features():
+    return (lambda f: (f == f.amax(2, keepdim=True)).any(2),)
+
+
+@wrong("08.4", "inverted", says="the other way round")
+def _inverted():
+    return (lambda f: (f < f.amax(1, keepdim=True)).all(2),)
+
+
+@wrong("08.4", "counts", says="not how many maxima")
+def _counts():
+    return (lambda f: (f == f.amax(1, keepdim=True)).sum(2),)
+
+
+@wrong("08.4", "one a feature", says="it returns one value a feature")
+def _which_point():
+    return (lambda f: f.argmax(1),)
