@@ -23,6 +23,11 @@ DIED = "its process died"
 Outcome = tuple[float, str | None]  # the value; NaN and why there is none
 
 
+def late(seconds: float) -> str:
+    """The reason of an item over its time limit."""
+    return f"longer than {seconds:g} s"
+
+
 def evaluate(
     function: Callable[[Any], float],
     items: Sequence[Any],
@@ -68,10 +73,8 @@ def evaluate(
     finally:  # Ctrl-C, too, ends here: nothing may wait for the items that are left
         threads.shutdown(wait=False, cancel_futures=True)
         for process in processes:
-            process.stop()
+            process.end()
         threads.shutdown()
-        for process in processes:  # one that was being started meanwhile
-            process.stop()
 
 
 def _pickled(function: Callable) -> bytes:
@@ -97,16 +100,21 @@ class _Process:
     def __init__(self, function: bytes, seconds: float) -> None:
         self._function, self._seconds = function, seconds
         self._process: subprocess.Popen | None = None
+        self._ended = False
 
     def value(self, item: Any) -> Outcome:
-        if self._process is None:
-            self._start()
-        answer, late = self._ask(pickle.dumps(item), self._seconds)
+        process = self._process or self._start()
+        answer, is_late = self._ask(process, pickle.dumps(item), self._seconds)
         if answer is None:
-            return math.nan, f"longer than {self._seconds:g} s" if late else DIED
+            return math.nan, late(self._seconds) if is_late else DIED
         return answer
 
-    def stop(self) -> None:
+    def end(self) -> None:
+        """Kill it for good, from another thread: even one that is being started has no item."""
+        self._ended = True
+        self._stop()
+
+    def _stop(self) -> None:
         process, self._process = self._process, None
         if process is not None:
             process.kill()
@@ -117,29 +125,34 @@ class _Process:
             except BrokenPipeError:
                 pass  # what it had not read yet
 
-    def _start(self) -> None:
+    def _start(self) -> subprocess.Popen:
         path = os.pathsep.join(folder or os.getcwd() for folder in sys.path)
-        self._process = subprocess.Popen(
+        process = self._process = subprocess.Popen(
             [sys.executable, "-c", "from rgdm_lib.parallel import serve; serve()"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
         )
-        answer, _ = self._ask(self._function, START_SECONDS)
+        if self._ended:  # `end` may have come too early to see it
+            self._stop()
+        answer, _ = self._ask(process, self._function, START_SECONDS)
         if answer is None or answer[1] is not None:
             why = DIED if answer is None else answer[1]
             raise RuntimeError(f"a process for the reward cannot be started: {why}")
+        return process
 
-    def _ask(self, request: bytes, seconds: float) -> tuple[Outcome | None, bool]:
+    def _ask(
+        self, process: subprocess.Popen, request: bytes, seconds: float
+    ) -> tuple[Outcome | None, bool]:
         """The answer, None if there is none; and whether the process was killed for being late."""
-        process, late = self._process, threading.Event()
+        killed = threading.Event()
 
-        def end() -> None:
-            late.set()
+        def kill() -> None:
+            killed.set()
             process.kill()
 
-        timer = threading.Timer(seconds, end)
+        timer = threading.Timer(seconds, kill)
         timer.daemon = True
         timer.start()
         try:
@@ -150,9 +163,11 @@ class _Process:
             answer = None
         timer.cancel()
         timer.join()
-        if answer is None or late.is_set():  # an answer may come while the process is being killed
-            self.stop()
-        return answer, late.is_set()
+        if (
+            answer is None or killed.is_set()
+        ):  # an answer may come while the process is being killed
+            self._stop()
+        return answer, killed.is_set()
 
 
 def serve() -> None:

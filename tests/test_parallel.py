@@ -71,9 +71,13 @@ def test_one_process_serves_until_it_dies_and_none_is_left_behind(started):
 
 
 def test_ctrl_c_waits_for_nothing_and_leaves_no_process_behind(started):
-    timer = threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGINT))
+    def interrupt():
+        while len(started) < 2:
+            time.sleep(0.1)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt).start()
     start = time.monotonic()
-    timer.start()
     with pytest.raises(KeyboardInterrupt):
         parallel.evaluate(wayward.pause, [100.0] * 3, seconds=1000, workers=2)
     assert time.monotonic() - start < 20
