@@ -2,6 +2,8 @@
 
 import numpy as np
 import pytest
+from rdkit import Chem
+from rdkit.Chem import AllChem
 
 from rgdm_lib.molecules.data import MoleculeError
 from rgdm_lib.molecules.readers import read_molecules
@@ -113,6 +115,17 @@ def test_a_broken_xyz(tmp_path, text, message):
     path.write_text(text)
     with pytest.raises(MoleculeError, match=message):
         read_molecules(path)
+
+
+def test_an_sdf_keeps_hydrogens_and_bonds_do_not_matter(tmp_path):
+    path = tmp_path / "own.sdf"
+    methane = Chem.AddHs(Chem.MolFromSmiles("C"))
+    AllChem.EmbedMolecule(methane, randomSeed=1)
+    block = Chem.MolToMolBlock(methane)
+    five = block.replace("  1  2  1  0", "  1  2  2  0")  # a valence that RDKit would refuse
+    assert five != block
+    path.write_text(f"{block}$$$$\n{five}$$$$\n")
+    assert read_molecules(path).numbers.tolist() == [6, 1, 1, 1, 1] * 2
 
 
 def test_a_broken_sdf(tmp_path):

@@ -130,8 +130,6 @@ def _read_sdf(text: str) -> list[_Molecule]:
         label = f"molecule {i}"
         if molecule is None:
             raise _sdf_fault(supplier.GetItemText(i), label)
-        if molecule.GetNumAtoms() == 0:
-            raise MoleculeError(f"{label}: n_atoms is 0; no atoms")
         numbers = [
             _atomic_number(atom.GetSymbol(), f"{label}: numbers of atom {atom.GetIdx()}")
             for atom in molecule.GetAtoms()
