@@ -42,21 +42,21 @@
 #
 # ## Map
 #
-# | notebook | you will | exists |
-# |---|---|---|
-# | 00 start here | steer with a temperature | yes |
-# | [01 adding noise](01_adding_noise.ipynb) | destroy data in small steps, know the perfect denoiser | yes |
-# | [02 DDPM from scratch](02_ddpm_from_scratch.ipynb) | write loss, training loop and samplers, and score them | yes |
-# | [03 conditional control](03_conditional_control.ipynb) | steer by conditions and guidance: the usual way | yes |
-# | [04 denoising as an MDP](04_denoising_as_an_mdp.ipynb) | see sampling as decisions, with the reinforcement learning needed | yes |
-# | [05 the maximum-entropy link](05_max_entropy_link.ipynb) | derive why the payoff distribution is the right target | yes |
-# | [06 payoff sampling](06_payoff_sampling.ipynb) | draw from it: weights, particles, the local ball taken apart | yes |
-# | [07 RGDM](07_rgdm.ipynb) | train a model towards it, against an exact answer | yes |
-# | 08 point clouds | do so for 3-D shapes | coming |
-# | [09 molecules](09_molecules.ipynb) | do so for molecules, with a reward that has no gradient | yes |
-# | 10 results | read every claim, and bring your own reward | coming |
+# | notebook | you will |
+# |---|---|
+# | 00 start here | steer with a temperature |
+# | [01 adding noise](01_adding_noise.ipynb) | destroy data in small steps, know the perfect denoiser |
+# | [02 DDPM from scratch](02_ddpm_from_scratch.ipynb) | write loss, training loop and samplers, and score them |
+# | [03 conditional control](03_conditional_control.ipynb) | steer by conditions and guidance: the usual way |
+# | [04 denoising as an MDP](04_denoising_as_an_mdp.ipynb) | see sampling as decisions, with the reinforcement learning needed |
+# | [05 the maximum-entropy link](05_max_entropy_link.ipynb) | derive why the payoff distribution is the right target |
+# | [06 payoff sampling](06_payoff_sampling.ipynb) | draw from it: weights, particles, the local ball taken apart |
+# | [07 RGDM](07_rgdm.ipynb) | train a model towards it, against an exact answer |
+# | [08 point clouds](08_point_clouds.ipynb) | do so for 3-D shapes: a class, and chairs that stand |
+# | [09 molecules](09_molecules.ipynb) | do so for molecules, with a reward that has no gradient |
+# | [10 results](10_results.ipynb) | read every claim, and forecast a reward of your own |
 #
-# In a hurry: 00, 01, 02, 07. For molecules add 09. Each notebook runs by itself, top to bottom, with its exercises
+# In a hurry: 00, 01, 02, 07, 10. For molecules add 09, for shapes 08. Each notebook runs by itself, top to bottom, with its exercises
 # unsolved; its table names the notebooks to read before it.
 #
 # **Budget.** Every notebook has three presets. `quick` takes about 40 seconds on 2 CPU cores (09: 90), `laptop` at most
