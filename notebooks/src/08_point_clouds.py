@@ -60,6 +60,7 @@ from IPython.display import Markdown, display
 from rgdm_lib.course import exercises, notebook, widgets
 from rgdm_lib import payoff, rgdm, training
 from rgdm_lib._data import data_path, data_root, read_manifest
+from rgdm_lib.baselines import best_of_n
 from rgdm_lib.shapes import data, exact, experiments, metrics, model, nets, rewards, views
 
 run = notebook.start("08_point_clouds", PRESET, SEED, OUT_DIR)
@@ -895,7 +896,8 @@ run.metric("payoff_falling_share", float(weight[standing.reward == 0].sum()), "1
 # RGDM starts from the base and trains on the parametric shapes under their payoff weights, hundreds of steps for each
 # reward. The *control* has all weights equal. Rivals get the same shapes, rewards and steps: the label or the reward as
 # an *input* with classifier-free guidance (`conditional_`), the gradient of a *classifier* of noisy clouds, the gradient
-# of a learned *value*. The numbers below are computed here, from the sets of samples that ship.
+# of a learned *value*. *Best of 8* trains nothing: of each eight base samples it keeps the one with the highest reward.
+# The numbers below are computed here, from the sets of samples that ship.
 #
 # **Predict.** Who has more chairs in the end: who was told the label, or who was only rewarded?
 
@@ -910,6 +912,9 @@ sets = {
 }
 if base_ships:
     sets = {("base", ""): made} | sets
+    for name in ("class", "stands"):
+        every = payoff.Draw(made, experiments.reward_named(name)(made))
+        sets[f"best_of_8_{name}", ""] = best_of_n.best_of(every, 8).x0
 print(
     f"{len(sets)} sets of samples:",
     ", ".join(f"{k} {v}" for k, v in seeds.items() if v) or "none guided",
@@ -1005,6 +1010,7 @@ upright = real_chairs[rewards.standing_margin(real_chairs) >= 0][:n]
 plane, stood = {}, chosen("stands")
 for key in [
     ("base", ""),
+    ("best_of_8_stands", ""),
     *map(chosen, ("control", "stands", "conditional_stands", "value_stands")),
 ]:
     if key in sets and len(chairs_of[key]) >= n:
