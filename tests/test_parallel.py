@@ -18,11 +18,11 @@ from rgdm_lib import parallel
 def test_one_that_raises_hangs_dies_or_gives_nan_loses_its_own_value_only():
     items = [1, "raise", 2, "hang", 3, "die", 4, "exit", 5, "nan", "infinite", "print", 6]
     start = time.monotonic()
-    found = parallel.evaluate(wayward.wayward, items, seconds=2, workers=2)
-    assert time.monotonic() - start < 60
+    found = parallel.evaluate(wayward.wayward, items, seconds=4, workers=2)
+    assert time.monotonic() - start < 100
     reasons = {
         "raise": "Unpicklable: out of luck",
-        "hang": "longer than 2 s",
+        "hang": "longer than 4 s",
         "die": parallel.DIED,
         "exit": "SystemExit: 3",
         "nan": "not finite",
@@ -42,7 +42,7 @@ def test_values_stay_in_order_whichever_is_ready_first():
 
 
 def test_the_limit_is_one_items_and_not_the_batchs():
-    assert [v for v, _ in parallel.evaluate(wayward.pause, [0.6] * 4, 2.0, workers=1)] == [0.6] * 4
+    assert [v for v, _ in parallel.evaluate(wayward.pause, [1.2] * 4, 4.0, workers=1)] == [1.2] * 4
 
 
 def test_processes_are_as_many_as_asked_and_compute_on_one_thread():
@@ -65,7 +65,7 @@ def started(monkeypatch):
 
 
 def test_one_process_serves_until_it_dies_and_none_is_left_behind(started):
-    found = parallel.evaluate(wayward.wayward, [1, 2, "die", 3, "hang", "hang"], 1.0, workers=1)
+    found = parallel.evaluate(wayward.wayward, [1, 2, "die", 3, "hang", "hang"], 3.0, workers=1)
     assert [math.isnan(value) for value, _ in found] == [False, False, True, False, True, True]
     assert [process.returncode for process in started] == [3, -9, -9]
 

@@ -13,6 +13,7 @@ import re
 import signal
 import sys
 import tempfile
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -44,12 +45,10 @@ class _Parser(argparse.ArgumentParser):
 
 def main(argv: list[str] | None = None) -> int:
     """Run a command; return the exit code."""
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        with contextlib.suppress(ValueError):  # outside the main thread nobody presses Ctrl-C
-            signal.signal(signal.SIGINT, _interrupt)
     try:
         arguments = _parser().parse_args(argv)
-        return arguments.command(arguments)
+        with _no_log_after_ctrl_c():
+            return arguments.command(arguments)
     except Refused as refusal:
         for line in refusal.args:
             print(f"refused: {line}", file=sys.stderr)
@@ -59,13 +58,24 @@ def main(argv: list[str] | None = None) -> int:
         return 130
 
 
-def _interrupt(number: int, frame) -> None:
-    """Ctrl-C as Python has it, and no log after it.
+@contextlib.contextmanager
+def _no_log_after_ctrl_c():
+    """While nbclient stops the kernel, tasks that wait for it may see it die, and log that."""
+    python = signal.default_int_handler
+    main_thread = threading.current_thread() is threading.main_thread()
+    if not main_thread or signal.getsignal(signal.SIGINT) is not python:
+        yield
+        return
 
-    While nbclient stops the kernel, the tasks that waited for it may see it die and log that.
-    """
-    logging.disable()
-    signal.default_int_handler(number, frame)
+    def interrupt(number: int, frame) -> None:
+        logging.disable()
+        python(number, frame)
+
+    signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, python)
 
 
 def _parser() -> argparse.ArgumentParser:
