@@ -596,19 +596,19 @@ def live_samples(network, n=16):
 
 if base_ships:
     states = live_samples(base)
-    at = list(states)
-    at = [at[round(k * (len(at) - 1) / 4)] for k in range(5)]
-    fig, axes = plt.subplots(2, 5, figsize=(10, 4.2), gridspec_kw={"wspace": 0, "hspace": 0})
+    level = {t: float(model.noise_to_signal()[t - 1]) if t else 0.0 for t in states}
+    at = [min(states, key=lambda t: abs(level[t] - wanted)) for wanted in (316, 12, 6, 3, 1, 0)]
+    fig, axes = plt.subplots(2, 6, figsize=(11, 4), gridspec_kw={"wspace": 0, "hspace": 0})
     for column, t in zip(axes.T, at, strict=True):
         for ax, cloud in zip(column, (states[t].x, states[t].x0_hat), strict=True):
             ax.axis("off")
             if cloud is not None:
                 views.draw_cloud(ax, norm.undo(cloud[0]), span=4.5)
-        column[0].set_title(f"t = {t}", fontsize=9)
+        column[0].set_title(f"t = {t}, noise / signal {level[t]:.2g}", fontsize=8)
     run.figure(
         fig,
         "reverse_process",
-        alt="One sample at five times. Top: noise becomes a shape. Bottom: the network's guess of the end, "
+        alt="One sample at six times. Top: noise becomes a shape. Bottom: the network's guess of the end, "
         "first the mean of all shapes. Each picture is 4.5 units wide.",
         see=f"top $x_t$, bottom the guess of the end; {settings.steps} steps, live.",
     )

@@ -56,6 +56,10 @@ def _ring(preset: str, bound: float) -> Claim:
                  (("<=", bound),))  # fmt: skip
 
 
+def _clouds(identity: str, metric: str, sentence: str, *bounds: tuple[str, float]) -> Claim:
+    return Claim(identity, sentence, "08_point_clouds", metric, "laptop", bounds)
+
+
 def _molecules(identity: str, metric: str, sentence: str, *bounds: tuple[str, float]) -> Claim:
     return Claim(identity, sentence, "09_molecules", metric, "laptop", bounds)
 
@@ -99,6 +103,25 @@ CLAIMS = (
           (("<=", 0.03),)),
     Claim("8d-ddpo", "the best tuned DDPO needs ten times as many reward evaluations as RGDM",
           "07_rgdm", "ddpo_over_rgdm_reward_evaluations", "laptop", ((">=", 10),)),
+    _clouds("clouds-base", "base_1nna_cd_excess",
+            "1-NNA cannot tell the base model's point clouds from held-out shapes", ("<=", 0.15)),
+    _clouds("clouds-class", "class_accuracy",
+            "rewarded for a classifier's logit at an ESS of 10 %, the model makes what another "
+            "classifier calls the wanted class", (">=", 0.98)),
+    _clouds("clouds-class-quality", "class_1nna_cd_change",
+            "within the class its clouds are as near to held-out ones as those of the best model "
+            "that is told the label: 1-NNA, RGDM minus that model", ("<=", 0.05)),
+    _clouds("clouds-shares", "class_share_l1",
+            "the shares of the classes are the exact payoff's, L1, the largest over the "
+            "temperatures that ship", ("<=", 0.08)),
+    _clouds("clouds-stand", "falling_ratio",
+            "rewarded for standing, a fifth as many chairs fall as from the base", (">=", 5)),
+    _clouds("clouds-stand-quality", "standing_mmd_cd_ratio",
+            "and they are no farther from held-out chairs that stand: MMD-CD over the base's",
+            ("<=", 1.1)),
+    _clouds("clouds-parameters", "parameter_ks_over_floor",
+            "the parameters of these chairs follow the exact payoff's law: largest KS distance "
+            "over its floor", ("<=", 3)),
     _molecules("molecules-stable", "base_mol_stable",
                "the base model's molecules are stable by EDM's rule, under a neutral sampler",
                (">=", 0.70)),
