@@ -166,7 +166,7 @@ def test_guided_models_write_their_samples_and_go_on_where_they_were(tmp_path):
     paths[2].unlink()
     experiments.guide("quick", tmp_path, seeds=(0,))
     after = [path.stat().st_mtime_ns for path in paths]
-    assert [a == b for a, b in zip(after, before, strict=True)] == [i != 2 for i in range(6)]
+    assert [a == b for a, b in zip(after, before, strict=True)] == [i != 2 for i in range(7)]
     assert torch.equal(load_clouds(paths[2])[0], made[2])
 
 
@@ -221,6 +221,9 @@ def test_payoffs_are_tilted_by_what_they_name():
             assert weighted.ess == pytest.approx(300 * target["share"], rel=0.01)
     assert shares["control"] == pytest.approx(1 / 3)
     assert 0.4 < shares["class_ess80"] < shares["class_ess40"] and shares["class_ess10"] > 0.99
+    assert shares["class_probability"] > 0.99
+    draw, tau = experiments.payoff_draw("class_probability", seen.points)
+    assert tau == 1 and draw.weigh(tau).ess == pytest.approx(100, rel=0.01)  # flat within the class
     draw, tau = experiments.payoff_draw("stands", seen.points)
     falls = 1 - draw.reward
     odds = [float(p / (1 - p)) for p in (falls.mean(), draw.weigh(tau).expectation(falls))]

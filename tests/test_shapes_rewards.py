@@ -69,6 +69,8 @@ def test_class_logit_is_the_log_odds_of_the_class():
     for k in range(3):
         reward = rewards.class_logit(lambda clouds: logits, k)(torch.randn(4, 9, 3))
         assert torch.allclose(reward, (p[:, k] / (1 - p[:, k])).log(), atol=1e-5)
+        reward = rewards.class_log_probability(lambda clouds: logits, k)(torch.randn(4, 9, 3))
+        assert torch.allclose(reward, p[:, k].log(), atol=1e-5)
 
 
 def test_proportion():

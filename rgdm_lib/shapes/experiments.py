@@ -37,7 +37,13 @@ from rgdm_lib.shapes.model import (
 )
 from rgdm_lib.shapes.nets import NoisyPointNet, PointNet, SetDenoiser
 from rgdm_lib.shapes.parametric import CLASSES
-from rgdm_lib.shapes.rewards import class_logit, standing_margin, stands, symmetry
+from rgdm_lib.shapes.rewards import (
+    class_log_probability,
+    class_logit,
+    standing_margin,
+    stands,
+    symmetry,
+)
 from rgdm_lib.training import Trainer, muon, save_weights
 
 POINTS = {"quick": 64, "laptop": 512, "full": 2048}
@@ -71,14 +77,15 @@ GUIDED = {
     "class_ess80": {"reward": "class", "share": 0.8},
     "class_ess40": {"reward": "class", "share": 0.4},
     "class_ess10": {"reward": "class", "share": 0.1},
+    "class_probability": {"reward": "class_probability", "tau": 1.0},  # the law of the class
     "stands": {"reward": "stands", "tau": 0.2},
     "symmetric": {"reward": "symmetric", "share": 0.4},
 }
 # Rivals of one guided model each: the same shapes with the same rewards (or their labels), as many
 # steps, the same size of network where a denoiser is trained.
 RIVALS = {
-    "conditional_class": "class_ess10",  # the label as input
-    "classifier_class": "class_ess10",  # the gradient of a classifier of noisy clouds
+    "conditional_class": "class_probability",  # the label as input
+    "classifier_class": "class_probability",  # the gradient of a classifier of noisy clouds
     "conditional_stands": "stands",  # the reward as input
     "value_stands": "stands",  # the gradient of a learned value
 }
@@ -211,9 +218,10 @@ def train_classifiers(preset: str, out: Path) -> list[Path]:
 
 
 def reward_named(name: str) -> Reward:
-    """A reward of ``GUIDED``: "class" (the logit of ``WANTED``), "stands" or "symmetric"."""
-    if name == "class":
-        return class_logit(load_classifier(), CLASSES.index(WANTED))
+    """A reward of ``GUIDED``: of ``WANTED``, the logit or the log-probability, or of a shape."""
+    if name.startswith("class"):
+        of_class = class_logit if name == "class" else class_log_probability
+        return of_class(load_classifier(), CLASSES.index(WANTED))
     return {"stands": stands, "symmetric": symmetry}[name]
 
 
@@ -315,7 +323,7 @@ def _conditional(start: _Start, name: str, seed: int, lr: float) -> Sampled:
     Asked for is the wanted class, or the rewards of the payoff distribution.
     """
     n, draw, tau = GUIDANCE[start.preset]["samples"], *start.draw(RIVALS[name])
-    if GUIDED[RIVALS[name]]["reward"] == "class":
+    if GUIDED[RIVALS[name]]["reward"] == "class_probability":
         cond = nn.functional.one_hot(start.seen.label, len(CLASSES)).float()
         asked = cond[start.seen.label == CLASSES.index(WANTED)][:1].expand(n, -1)
     else:

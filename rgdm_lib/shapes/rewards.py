@@ -94,6 +94,16 @@ def class_logit(classifier: Callable[[Tensor], Tensor], index: int) -> Reward:
     return reward
 
 
+def class_log_probability(classifier: Callable[[Tensor], Tensor], index: int) -> Reward:
+    """Log p of a class under a classifier, in nats; at most 0.
+
+    The payoff distribution at tau = 1 is p_ref(x) p(class | x) / p(class), the law of the class
+    alone: once a sample is clearly of the class nothing more is paid, where the logit pays on.
+    """
+    logit = class_logit(classifier, index)
+    return lambda clouds: torch.nn.functional.logsigmoid(logit(clouds))
+
+
 def proportion(clouds: Tensor) -> Tensor:
     """Width over height, (B,): extent along x over extent along z."""
     _check(clouds)
