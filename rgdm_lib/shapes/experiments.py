@@ -90,7 +90,7 @@ RIVALS = {
     "value_stands": "stands",  # the gradient of a learned value
 }
 # A class is learned in a seventh of the base's steps. Whether a chair stands hangs on where its
-# rear feet are: after 600 steps half of what fell still fell. This reward and its rivals take longer.
+# rear feet are: after 600 steps half of what fell still fell. It and its rivals take longer.
 LONG = ("control", "stands")
 LONGER = 3
 LEARNING_RATES = {False: 5e-4, True: 1.5e-3}  # long: the base's own
