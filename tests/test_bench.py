@@ -10,15 +10,17 @@ from rgdm_lib.molecules.data import load_qm9
 
 @pytest.fixture(scope="module")
 def molecules():
-    return egnn_peer.drawn(load_qm9().part("train"), 5)
+    return egnn_peer.drawn(load_qm9().part("train"), 12)
 
 
 def test_sizes_are_those_of_the_data(molecules):
-    data = load_qm9().part("train")
-    assert all(len(i) % 64 == 0 for i in molecules.by_size().values())
-    assert len(molecules) == 5 * 64
-    assert np.median(molecules.n_atoms) == np.median(data.n_atoms)
-    assert abs(molecules.n_atoms.mean() - data.n_atoms.mean()) < 0.5
+    """Mean and mean square within four standard errors; the rare sizes are there too."""
+    n, all_n = molecules.n_atoms.astype(float), load_qm9().part("train").n_atoms.astype(float)
+    assert len(n) == 12 * 64
+    for power in (1, 2):
+        error = (all_n**power).std() / np.sqrt(len(n))
+        assert abs((n**power).mean() - (all_n**power).mean()) < 4 * error
+    assert n.max() > np.quantile(all_n, 0.98)
 
 
 def test_both_codes_get_the_same_atoms(molecules):
@@ -27,7 +29,8 @@ def test_both_codes_get_the_same_atoms(molecules):
     order = np.concatenate(list(molecules.by_size().values()))
     mine = dict(zip(order.tolist(), (m for batch in ours for m in batch), strict=True))
     assert sorted(mine) == list(range(len(molecules)))
-    assert {len(batch) for batch in ours} == {64}
+    assert max(len(batch) for batch in ours) <= 64
+    assert len(ours) <= len(molecules.by_size()) + len(theirs)
     for k, batch in enumerate(theirs):
         there = batch.node_mask[..., 0] > 0
         x = torch.cat([batch.x, batch.one_hot / 4, batch.charges / 10], -1)

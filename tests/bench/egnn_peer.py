@@ -3,11 +3,12 @@
     git clone https://github.com/ehoogeboom/e3_diffusion_for_molecules
     python tests/bench/egnn_peer.py e3_diffusion_for_molecules [--hidden 256 --layers 9]
 
-Training molecules of heavy7 in their natural sizes, in batches of 64: ours of one size each,
-without padding; EDM's the same molecules shuffled, each batch padded to its largest molecule and
-masked. Forward is one call of the network for every molecule, as in a step of sampling; training is
-all that a step does in either code: noise, loss, backward, clipping, optimiser, moving average. EDM
-runs with its published settings for QM9 at our width and depth.
+Training molecules of heavy7 in their natural sizes. EDM's code gets them in batches of 64, padded
+to the largest molecule of a batch and masked, ours the same molecules in batches of one size,
+without padding, of 64 or of what there is of a size: the more molecules, the fuller. Forward is
+one call of the network for every molecule, as in a step of sampling; training is all that a step
+does in either code: noise, loss, backward, clipping, optimiser, moving average. EDM runs with its
+published settings for QM9 at our width and depth.
 
 Repeats alternate between the codes; a ratio is taken within a repeat. A first pass over all batches
 (compilation, EDM's tables of neighbours) is not counted.
@@ -57,23 +58,15 @@ EDM_AVERAGE = 0.9999
 
 
 def drawn(data: MoleculeSet, batches: int) -> MoleculeSet:
-    """64 molecules of each of so many sizes, shuffled; the sizes are evenly spaced quantiles.
-
-    Drawn with replacement: our training's batches too may hold a molecule twice.
-    """
-    share = (np.arange(batches) + 0.5) / batches
-    by_size = data.by_size()
-    chosen = [
-        np.random.default_rng(k).choice(by_size[n], BATCH)
-        for k, n in enumerate(np.quantile(data.n_atoms, share, method="nearest").tolist())
-    ]
-    return data.subset(np.random.default_rng(0).permutation(np.concatenate(chosen)))
+    """64 molecules for each batch, drawn evenly from all: the sizes are those of the data."""
+    order = np.random.default_rng(0).permutation(len(data))
+    return data.subset(order[: BATCH * batches])
 
 
 def one_size(molecules: MoleculeSet) -> list[Tensor]:
-    """Our batches (64, N, 9): each of one size N, without padding."""
+    """Our batches (B <= 64, N, 9): each of one size N, without padding."""
     encoded = (encode(molecules, n) for n in molecules.by_size())
-    return [batch for x in encoded for batch in x.split(BATCH)]
+    return [batch for x in encoded for batch in x.tensor_split(-(-len(x) // BATCH))]
 
 
 @dataclass
