@@ -166,7 +166,7 @@ def test_guided_models_write_their_samples_and_go_on_where_they_were(tmp_path):
     paths[2].unlink()
     experiments.guide("quick", tmp_path, seeds=(0,))
     after = [path.stat().st_mtime_ns for path in paths]
-    assert [a == b for a, b in zip(after, before, strict=True)] == [i != 2 for i in range(7)]
+    assert [a == b for a, b in zip(after, before, strict=True)] == [i != 2 for i in range(8)]
     assert torch.equal(load_clouds(paths[2])[0], made[2])
 
 
@@ -194,13 +194,13 @@ def test_a_condition_asks_for_the_class_or_for_the_payoffs_rewards(tmp_path, mon
     monkeypatch.setitem(experiments.GUIDANCE["quick"], "samples", 300)
     for name in experiments.RIVALS:
         experiments.compare("quick", tmp_path, rivals=(name,), seeds=(0,))
-    assert asked["classifier_class"] is None and asked["value_stands"] is None
+    assert asked["classifier_class"] is None and asked["value_steady"] is None
     assert torch.equal(asked["conditional_class"], torch.tensor([[1.0, 0, 0]]).expand(300, -1))
     seen = shapes("train", 20, 64)
-    draw, tau = experiments.payoff_draw("stands", seen.points)
+    draw, tau = experiments.payoff_draw("steady", seen.points)
     exact = float(draw.weigh(tau).expectation(draw.reward))
     assert float(draw.reward.mean()) < 0.9
-    assert float(asked["conditional_stands"].mean()) == pytest.approx(exact, abs=1 / 300)
+    assert float(asked["conditional_steady"].mean()) == pytest.approx(exact, abs=1 / 300)
 
 
 def test_shipped_sets_are_those_in_the_manifest(monkeypatch):
@@ -228,5 +228,7 @@ def test_payoffs_are_tilted_by_what_they_name():
     falls = 1 - draw.reward
     odds = [float(p / (1 - p)) for p in (falls.mean(), draw.weigh(tau).expectation(falls))]
     assert odds[0] / odds[1] == pytest.approx(148.4, rel=0.01)
+    steady, _ = experiments.payoff_draw("steady", seen.points)
+    assert torch.equal(steady.reward > 0, standing_margin(seen.points) >= experiments.SPARE)
     draw, tau = experiments.payoff_draw("symmetric", seen.points)
     assert torch.equal(draw.reward, symmetry(seen.points))
