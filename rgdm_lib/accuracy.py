@@ -62,6 +62,22 @@ def _sampler(diffusion: Diffusion, denoiser: Denoiser, dim: int) -> Sampler:
     return sample
 
 
+def training_times(diffusion: Diffusion) -> Tensor:
+    """(T + 1,) probabilities of t in RGDM's training: half even, half where edges are made.
+
+    That half is log-normal in the noise-to-signal ratio, median 0.1, sd of the log 1. A jump of the
+    payoff's density is blurred as far as the network is from sharp at little noise: trained for
+    9,000 steps on exact draws of the indicator's payoff (mass in the region 0.813), models had
+    0.763 in it with even times and 0.794 with these.
+    """
+    alpha_bar = diffusion.schedule.alpha_bar[1:]
+    ratio = ((1 - alpha_bar) / alpha_bar).sqrt()
+    bump = torch.exp(-(ratio / 0.1).log().square() / 2) / ratio
+    bump = bump * ratio.diff(prepend=ratio.new_zeros(1))
+    even = torch.full_like(bump, 1 / diffusion.T)
+    return torch.cat([bump.new_zeros(1), (even + bump / bump.sum()) / 2])
+
+
 def _judge(world: World, share: float, model: Sampler, size: dict) -> dict[str, float]:
     """Distance over its floor, mean reward, KL to the exact reference in nats; means over draws."""
     n, draws, exact = size["judged"], size["draws"], world.exact(share)
@@ -118,6 +134,7 @@ def _run(
     net, dim = copy.deepcopy(base), world.reference.means.shape[1]
     sampler = payoff.model_sampler(diffusion, lambda n: torch.randn(n, dim), world.reward, n)
     options = {"rounds": size["rounds"], "steps": size["steps"], "batch_size": 512, "lr": 1e-3}
+    options["loss"] = partial(diffusion.loss, times=training_times(diffusion))
     *_, last = rgdm.fit(net, diffusion, sampler, world.tau(share), ema_decay=0.995, **options)
     share_of = last.weighted.log_weight.exp()
 

@@ -641,11 +641,11 @@ if base_ships:
     run.metric("base_1nna_cd_excess", abs(base_1nna - 0.5), "1", n,
                "distance from 0.5 of 1-NNA by CD (squared, summed) of base samples against held-out shapes, 512 "
                "points; the floor is that of real shapes", floor=abs(floor - 0.5))  # fmt: skip
-    fig, axes = plt.subplots(2, 8, figsize=(11, 2.9), gridspec_kw={"wspace": 0, "hspace": 0})
+    fig, axes = plt.subplots(1, 8, figsize=(11, 1.5), gridspec_kw={"wspace": 0})
     for ax, cloud in zip(axes.flat, made, strict=False):
         views.draw_cloud(ax, cloud, span=3.1)
-    run.figure(fig, "base_samples", alt="Sixteen samples of the base model, none picked, each picture 3.1 units wide.",
-               see="the first sixteen, none picked.")  # fmt: skip
+    run.figure(fig, "base_samples", alt="Eight samples of the base model, none picked, each picture 3.1 units wide.",
+               see="the first eight, none picked.")  # fmt: skip
 
 # %% [markdown]
 # ## 5. Rewards
@@ -947,13 +947,13 @@ if sets:
 shown = [key for key in sets if key[1] in ("", SEED)]
 if len(shown) > 1:
     fig, axes = plt.subplots(
-        len(shown), 8, figsize=(10, 1.25 * len(shown)), gridspec_kw={"wspace": 0, "hspace": 0}
+        len(shown), 6, figsize=(7.5, 1.2 * len(shown)), gridspec_kw={"wspace": 0, "hspace": 0}
     )
     for row, key in zip(axes, shown, strict=True):
         for ax, cloud in zip(row, sets[key], strict=False):
             views.draw_cloud(ax, cloud, span=3.1)
         row[0].set_title(key[0], fontsize=8, loc="left")
-    run.figure(fig, "before_and_after", alt="One row of eight samples for the base and for each guided model and "
+    run.figure(fig, "before_and_after", alt="One row of six samples for the base and for each guided model and "
                "rival, named on the left, none picked; each picture 3.1 units wide.",
                see="compare each row with the base's and the control's.")  # fmt: skip
 
@@ -1018,7 +1018,7 @@ if best and "class_probability" in right:
                "conditional or classifier-guided model with the lowest")  # fmt: skip
     print(f"RGDM minus {best}: 95 % by bootstrap {low:.3f} to {high:.3f}; lower is better")
 if "class_ess10" in right:
-    exact_logit = shapes.points[torch.multinomial(share_of[10], n)]
+    exact_logit = shapes.points[torch.multinomial(draw.weigh(temperature[10]).log_weight.exp(), n)]
     run.metric("logit_1nna_cd", right["class_ess10"].mean(), "1", n,
                "1-NNA by CD of chairs against held-out chairs, RGDM on the logit at ESS 10 %; the floor is that of "
                "exact shapes drawn by the payoff's weights", floor=against_chairs(exact_logit).mean())  # fmt: skip
@@ -1036,7 +1036,7 @@ if "class_ess10" in right:
 # %%
 family = ("control", "stands", "steady", "conditional_steady", "value_steady")
 family = [("base", ""), ("best_of_8_steady", ""), *filter(None, map(chosen, family))]
-family = [key for key in family if key in sets]
+family = [key for key in family if key in sets and len(chairs_of[key]) >= 50]
 n = min([settings.compared, *(len(chairs_of[key]) for key in family)])
 upright = real_chairs[rewards.standing_margin(real_chairs) >= 0][: settings.compared]
 plane = {key[0]: (metrics.mmd(cd(chairs_of[key][:n], upright)), 1 - falling[key]) for key in family}
