@@ -33,7 +33,7 @@ PRESETS = {
     "quick": {"T": 20, "hidden": 16, "base": 60, "rounds": 2, "n": 200, "steps": 20, "judged": 400,
               "draws": 2, "seeds": 1},
     "laptop": {"T": 400, "hidden": 128, "base": 20_000, "rounds": 4, "n": 5000, "steps": 3000,
-               "judged": 10_000, "draws": 10, "seeds": 3},
+               "judged": 10_000, "draws": 10, "seeds": 1},
     "full": {"T": 400, "hidden": 128, "base": 50_000, "rounds": 4, "n": 5000, "steps": 10_000,
              "judged": 10_000, "draws": 10, "seeds": 5},
 }  # fmt: skip

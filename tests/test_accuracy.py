@@ -60,3 +60,15 @@ def test_the_judge_tells_exact_samples_from_the_reference():
 def test_an_unknown_world_is_refused(tmp_path):
     with pytest.raises(ValueError, match="no world 'cube'; there are ring, indicator, rare"):
         accuracy.measure("quick", tmp_path, world="cube")
+
+
+def test_half_of_the_times_are_where_edges_are_made():
+    p = accuracy.training_times(Diffusion(cosine(400)))
+    alpha_bar = cosine(400).alpha_bar[1:]
+    ratio = ((1 - alpha_bar) / alpha_bar).sqrt()
+    assert p[0] == 0 and float(p.sum()) == pytest.approx(1)
+    assert float(p[1:].min()) > 0.49 / 400
+    bump = (p[1:] - 0.5 / 400).cumsum(0)
+    low, middle, high = (float(ratio[int((bump < q / 2).sum())]) for q in (0.1587, 0.5, 0.8413))
+    assert middle == pytest.approx(0.1, rel=0.1)
+    assert low == pytest.approx(0.037, rel=0.1) and high == pytest.approx(0.27, rel=0.1)
