@@ -92,7 +92,8 @@ RIVALS = {
     "value_steady": "steady",  # the gradient of a learned value
 }
 # A class is learned in a seventh of the base's steps. Whether a chair stands hangs on where its
-# rear feet are: after 600 steps half of what fell still fell. It and its rivals take longer.
+# rear feet are: after 600 steps half of what fell still fell. It and its rivals take longer, and so
+# does a network that has to learn to heed a condition: after 600 steps it did not.
 LONG = ("control", "stands", "steady")
 LONGER = 3
 LEARNING_RATES = {False: 5e-4, True: 1.5e-3}  # long: the base's own
@@ -282,7 +283,8 @@ class _Start(NamedTuple):
 
     def trainer(self, name: str, seed: int) -> dict[str, Any]:
         """Options of the training, the same for a guided model and its rivals."""
-        setting, long = GUIDANCE[self.preset], RIVALS.get(name, name) in LONG
+        setting = GUIDANCE[self.preset]
+        long = RIVALS.get(name, name) in LONG or name.startswith("conditional")
         steps = setting["steps"] * (LONGER if long else 1)
         return {
             "steps": steps,
