@@ -405,6 +405,11 @@ REASONS = {
     "ring-laptop": "what it learns from is not exact: the weighted samples carry the base model's error, magnified by the tilt, "
                    f"and are {ours('pool_over_floor_ring', '.2f', ON)} floors away; the exact denoiser in the same sampler "
                    f"is at {ours('sampler_over_floor_ring', '.2f', ON)}",
+    "rare": "of 50,000 samples of the base some fifty lie in the rare mode: which of them they are is chance, and the weights "
+            "multiply it",
+    "indicator": "the payoff jumps at the edge of the region, and a network blurs jumps: some of the mass leaks out, less the more "
+                 "it is trained where there is little noise",
+    "clouds-stand": "a chair stands or falls by where its rear feet are, and the model blurs that edge",
     "gradient-variance": "a first look had promised 10 to 30. Most of it was a policy gradient that is used badly: with "
                          "one random time a sample the ratio is "
                          f"{ours('gradient_variance_ratio_ess40_one_draw', '.0f', '06_payoff_sampling')}, with all times, as "

@@ -93,6 +93,13 @@ CLAIMS = (
           "gradient_variance_ratio_ess40", "laptop", ((">=", 10),)),
     _ring("quick", 4),
     _ring("laptop", 1.5),
+    Claim("rare", "RGDM with at most 50,000 reward evaluations reaches the exact payoff of a mode "
+          "that had a thousandth of the reference", "07_rgdm", "sw_over_floor_rare", "laptop",
+          (("<=", 5),)),
+    Claim("indicator", "the mass in the region of an indicator reward is the exact payoff's",
+          "07_rgdm", "indicator_mass_error", "laptop", (("<=", 0.02),)),
+    Claim("frontier", "RGDM at three temperatures lies on the exact reward-KL frontier of the ring",
+          "07_rgdm", "frontier_gap", "laptop", (("<=", 0.05),)),
     Claim("ring-moves", "RGDM moves the modes of the ring as far as the exact payoff does",
           "07_rgdm", "mode_displacement_error_over_standard_error", "laptop", (("<=", 3),)),
     Claim("8d", "RGDM with 20,000 reward evaluations reaches the exact payoff of a mixture in 8 "
