@@ -727,7 +727,9 @@ for name, by_share in targets["worlds"].items():
 # take hours: nan); *its pool*, the weighted samples that RGDM was trained on, what the base network's own errors and the finite number of
 # effective samples cost. A few points of the pool carry much of the weight and come again in every draw; a network smooths that out, and may
 # end nearer than its pool. Chance moves all of these by some tenths. (The KL is estimated from neighbours' distances, with an error
-# of about 0.03 nats.) For the rare mode the base is to blame: of 50,000 samples some fifty lie in it, and their weights make half of all.
+# of about 0.03 nats.) For the rare mode suspect the base: the pool, which aims at the payoff of the *network*, has
+# thousands of effective samples and is as far off. What the network has too little of a mode of one in a thousand, by some percent,
+# the payoff has too little of by as many.
 #
 # The indicator's payoff jumps at the edge of the disc, by $e^{1/\tau}$. A network has no jumps: at the last, quiet steps it must
 # bend as sharply as the edge, and what it blurs leaks out. More steps where there is little noise are what helps, and

@@ -405,8 +405,8 @@ REASONS = {
     "ring-laptop": "what it learns from is not exact: the weighted samples carry the base model's error, magnified by the tilt, "
                    f"and are {ours('pool_over_floor_ring', '.2f', ON)} floors away; the exact denoiser in the same sampler "
                    f"is at {ours('sampler_over_floor_ring', '.2f', ON)}",
-    "rare": "of 50,000 samples of the base some fifty lie in the rare mode: which of them they are is chance, and the weights "
-            "multiply it",
+    "rare": "the weighted samples that it learns from are as far off, with thousands of them effective: the base network's own share "
+            "of a mode of one in a thousand is off by some percent, and the weights pass that on",
     "indicator": "the payoff jumps at the edge of the region, and a network blurs jumps: some of the mass leaks out, less the more "
                  "it is trained where there is little noise",
     "clouds-stand": "a chair stands or falls by where its rear feet are, and the model blurs that edge",
