@@ -894,16 +894,17 @@ run.metric("payoff_falling_share", float(weight[standing.reward == 0].sum()), "1
 # **Question.** Did training bring the model to the payoff distribution, and would something simpler have done?
 #
 # RGDM starts from the base and trains on the parametric shapes under their payoff weights, hundreds of steps for each
-# reward. The *control* has all weights equal. Rivals get the same shapes, rewards and steps: the label or the reward as
-# an *input* with classifier-free guidance (`conditional_`), the gradient of a *classifier* of noisy clouds, the gradient
-# of a learned *value*. *Best of 8* trains nothing: of each eight base samples it keeps the one with the highest reward.
-# The numbers below are computed here, from the sets of samples that ship.
+# reward. Two rivals stand beside it. `classifier_class` follows the gradient of a classifier of noisy clouds, trained on the
+# same shapes with their labels. *Best of 8* trains nothing: of each eight base samples it keeps the one with the highest
+# reward. The numbers below are computed here, from the sets of samples that ship. (`experiment shapes-rgdm` and
+# `shapes-rivals` make more: a control without reward, the label or the reward as an input, a learned value. Run them, and
+# their rows appear.)
 #
 # Two rewards want a chair. The *logit* has no upper end: among chairs it still pays more for some, so its payoff at a low
 # temperature (`class_ess10`) is not the law of chairs. The *log-probability* ends at 0. At a temperature of 1 its weights are
 # $p(\text{chair} \mid x)$, so its payoff is the law of chairs (`class_probability`): what a model that is told the label aims at.
 #
-# **Predict.** Who has more chairs in the end: who was told the label, or who was only rewarded?
+# **Predict.** Who makes more chairs in the end: who follows a gradient of the label, or who was only rewarded?
 
 # %%
 seeds = {
