@@ -956,7 +956,7 @@ if len(shown) > 1:
         row[0].set_title(key[0], fontsize=8, loc="left")
     run.figure(fig, "before_and_after", alt="One row of six samples for the base and for each guided model and "
                "rival, named on the left, none picked; each picture 3.1 units wide.",
-               see="compare each row with the base's and the control's.")  # fmt: skip
+               see="compare each row with the base's: where the noise was the same, so is much of the shape.")  # fmt: skip
 
 
 # %%
