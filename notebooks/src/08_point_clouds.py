@@ -597,7 +597,7 @@ def live_samples(network, n=16):
 if base_ships:
     states = live_samples(base)
     level = {t: float(model.noise_to_signal()[t - 1]) if t else 0.0 for t in states}
-    at = [min(states, key=lambda t: abs(level[t] - wanted)) for wanted in (316, 12, 6, 3, 1, 0)]
+    at = [min(states, key=lambda t: abs(level[t] - wanted)) for wanted in (316, 6, 2, 0.8, 0.3, 0)]
     fig, axes = plt.subplots(2, 6, figsize=(11, 4), gridspec_kw={"wspace": 0, "hspace": 0})
     for column, t in zip(axes.T, at, strict=True):
         for ax, cloud in zip(column, (states[t].x, states[t].x0_hat), strict=True):
@@ -1088,6 +1088,7 @@ if len(plane) > 1:
     ax.set(
         xlabel="MMD-CD to held-out chairs that stand (units²)", ylabel="share of chairs that stand"
     )
+    ax.locator_params(axis="x", nbins=4)
     ax.legend(fontsize=8)
     run.figure(fig, "reward_and_distance", alt="Share of chairs that stand against the distance MMD-CD to held-out "
                "standing chairs, a dot for the base, the control, RGDM and each rival that ships.",
