@@ -402,9 +402,11 @@ GAP = ("the network, not the weights: batches drawn by them have the payoff's QE
 BASE = ("the base model is small and was trained for under three hours on one core; what it gets wrong cannot be "
         "repaired by weights, so 09 tilts real molecules as well as its samples")  # fmt: skip
 REASONS = {
-    "ring-laptop": "what it learns from is not exact: the weighted samples carry the base model's error, magnified by the tilt, "
-                   f"and are {ours('pool_over_floor_ring', '.2f', ON)} floors away; the exact denoiser in the same sampler "
-                   f"is at {ours('sampler_over_floor_ring', '.2f', ON)}",
+    "ring-laptop": "chance of the fit: the same settings gave "
+                   f"{ours('sw_over_floor_ring_worst', '.2f', ON)} in the experiment `worlds-rgdm`. The weighted samples that it "
+                   f"learned from are {ours('pool_over_floor_ring', '.2f', ON)} floors away, the exact denoiser in the same "
+                   f"sampler {ours('sampler_over_floor_ring', '.2f', ON)}: what the network adds "
+                   "differs from seed to seed by more than that",
     "rare": "the weighted samples that it learns from are as far off, with thousands of them effective: the base network's own share "
             "of a mode of one in a thousand is off by some percent, and the weights pass that on",
     "indicator": "the payoff jumps at the edge of the region, and a network blurs jumps: some of the mass leaks out, less the more "
