@@ -70,6 +70,15 @@ def test_one_process_serves_until_it_dies_and_none_is_left_behind(started):
     assert [process.returncode for process in started] == [3, -9, -9]
 
 
+@pytest.fixture
+def ctrl_c_is_heard():
+    """Also in a test run in the background of a shell, which ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("ctrl_c_is_heard")
 def test_ctrl_c_waits_for_nothing_and_leaves_no_process_behind(started):
     def interrupt():
         while len(started) < 2:
