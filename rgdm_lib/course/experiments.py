@@ -11,6 +11,7 @@ EXPERIMENTS = {
     "molecules-base-samples": "rgdm_lib.molecules.experiments:sample_base",
     "molecules-qed": "rgdm_lib.molecules.experiments:guide_qed",
     "molecules-redraw": "rgdm_lib.molecules.experiments:redraw_qed",
+    "molecules-stability": "rgdm_lib.molecules.stability:guide_stability",
     "shapes-base": "rgdm_lib.shapes.experiments:train_base",
     "shapes-classifiers": "rgdm_lib.shapes.experiments:train_classifiers",
     "shapes-rgdm": "rgdm_lib.shapes.experiments:guide",

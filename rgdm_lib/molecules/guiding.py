@@ -1,0 +1,64 @@
+"""Steps that every guided molecule model takes: control, training, strength."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rgdm_lib.payoff import Draw, Weighted
+from rgdm_lib.training import Trainer, muon, save_weights
+
+
+def equal_weights(draw: Draw) -> Weighted:
+    """The control's target: the samples with a value, equal weights in each stratum."""
+    flat = replace(draw, reward=torch.where(draw.reward.isfinite(), 0.0, math.nan))
+    return replace(flat.weigh(1.0), reward=draw.reward)
+
+
+def train_and_save(
+    network: nn.Module,
+    loss: Callable[[nn.Module], Tensor],
+    weights: Path,
+    checkpoint: Path,
+    steps: int,
+    lr: float,
+    config: dict[str, Any],
+    command: str,
+) -> nn.Module:
+    """Train a network from where it is; write its averaged weights and leave it with them.
+
+    Args:
+        network: with ``blocks`` for Muon and ``settings`` to build it from.
+        loss: once a step; draws its own batch from torch's generator.
+        weights: file to write, float16.
+        checkpoint: file to resume from; ``config`` tells whose it is.
+        steps: length of the run.
+        lr: peak learning rate.
+        config: identifies the run, JSON.
+        command: what makes the file, for its metadata.
+
+    Returns the averaged network, ready to sample from.
+    """
+    trainer = Trainer(
+        network,
+        loss,
+        steps,
+        lr=lr,
+        optimizer=muon,
+        decay_share=0.5,
+        bf16=True,
+        checkpoint=checkpoint,
+        config=config | {"steps": steps},
+    )
+    average = trainer.run(log_every=100)
+    network.load_state_dict(average.state_dict())
+    history = trainer.history[:: max(1, len(trainer.history) // 200)]
+    details = {"network": average.settings, "command": command, "history": history}
+    save_weights(weights, average, details)
+    return average

@@ -1,0 +1,180 @@
+"""Stability as a reward: RGDM toward the molecules that EDM's rule calls stable.
+
+The reward is `judges.stability`: 1 if every atom's bonds fill its valence (EDM's molecule
+stability, Hoogeboom et al. 2022), else 0. A stable molecule that lies in pieces has no value, so
+that the payoff's mean reward is its share of stable molecules. The reference is the base model,
+by its shipped samples; sizes are kept. The temperature is the one at which the payoff distribution
+itself has a stated share of stable molecules.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import math
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from rgdm_lib._data import data_path
+from rgdm_lib.molecules import judges
+from rgdm_lib.molecules.data import MoleculeSet, load_qm9, load_set
+from rgdm_lib.molecules.experiments import (
+    DATA,
+    GUIDANCE,
+    SEEDS,
+    _base,
+    _command,
+    _home,
+    _sample_and_score,
+)
+from rgdm_lib.molecules.guiding import equal_weights, train_and_save
+from rgdm_lib.molecules.model import (
+    load_model,
+    molecule_diffusion,
+    training_times,
+    weighted_batches,
+)
+from rgdm_lib.payoff import Draw, Weighted, _bisect, has_value
+
+WANTED = 0.95  # the payoff's own share of stable molecules
+KINDS = ("control", "guided")
+SAMPLES = {"quick": 40, "laptop": 2000, "full": 10_000}
+
+
+def odds_temperature(share: float, wanted: float) -> float:
+    """The tau at which a reward of 0 or 1 goes from a mean of ``share`` to one of ``wanted``.
+
+    exp(1 / tau) multiplies the odds of a 1: wanted / (1 - wanted) = exp(1 / tau) share /
+    (1 - share), so tau = 1 / (logit(wanted) - logit(share)).
+
+    Raises:
+        ValueError: not 0 < share < wanted < 1.
+    """
+    if not 0 < share < wanted < 1:
+        raise ValueError(
+            f"from a share of {share:.4g} to {wanted:.4g}: a temperature only raises a share,"
+            " and neither from 0 nor to 1"
+        )
+    return 1 / (math.log(wanted / (1 - wanted)) - math.log(share / (1 - share)))
+
+
+def temperature_for_share(reward: Tensor, wanted: float, strata: Tensor | None = None) -> float:
+    """The tau at which the payoff's mean of a reward of 0 or 1 is ``wanted``.
+
+    Strata have odds of their own, and each is multiplied by exp(1 / tau): their mean moves less
+    than the pooled odds would, so `odds_temperature` of all samples is as hot as tau can be, and
+    bisection goes on from there.
+
+    Args:
+        reward: (n,), 0, 1 or NaN for "no value".
+        wanted: mean of the reward under the payoff distribution, in 0..1.
+        strata: (n,) integers, parts whose shares are kept.
+
+    Raises:
+        ValueError: another reward, or no temperature gives that mean.
+    """
+    valued = reward[has_value(reward)]
+    if not bool(((valued == 0) | (valued == 1)).all()):
+        raise ValueError("these rewards are not all 0 or 1: use payoff.temperature_for_ess")
+
+    def mean(tau: float) -> float:
+        weighted = Draw(reward, reward, strata).weigh(tau)
+        return float(weighted.expectation(reward))
+
+    # in equal weights each stratum has its share, those without a value in it too
+    hot = odds_temperature(mean(1e9), wanted)
+    cold = hot / 100
+    if mean(cold) <= wanted:
+        raise ValueError(
+            f"no temperature gives a mean of {wanted:.4g}, the coldest one {mean(cold):.4g}: some"
+            " strata hold no sample of reward 1"
+        )
+    return _bisect(lambda tau: mean(tau) <= wanted, hot, cold)
+
+
+@functools.cache
+def stability_draw(dataset: str = "heavy7") -> Draw:
+    """The reference: the base model's shipped samples with their stability, by size."""
+    pool = load_set(_base(dataset, "_samples.npz"))
+    return Draw(pool, judges.stability(pool), torch.from_numpy(pool.n_atoms))
+
+
+def stability_targets(draw: Draw) -> dict[str, Weighted]:
+    """The reference in equal weights ("control") and under its payoff weights ("guided")."""
+    tau = temperature_for_share(draw.reward, WANTED, draw.strata)
+    return {"control": equal_weights(draw), "guided": draw.weigh(tau)}
+
+
+def payoff_share(dataset: str = "heavy7") -> float:
+    """Share of stable molecules of the payoff distribution itself: what a perfect fit samples."""
+    target = stability_targets(stability_draw(dataset))["guided"]
+    return float(target.expectation(target.reward))
+
+
+def stable_share(molecules: MoleculeSet) -> float:
+    """Mean reward of a set: its share of stable molecules, among those with a value."""
+    return float(judges.stability(molecules).nanmean())
+
+
+def stability_name(
+    kind: str, seed: int, dataset: str = "heavy7", ending: str = "_samples.npz"
+) -> str:
+    """Name of the file of a model's samples; ending .safetensors: of its weights.
+
+    Raises:
+        ValueError: another kind than "control" and "guided".
+    """
+    if kind not in KINDS:
+        raise ValueError(f"no kind {kind!r}: choose from {', '.join(KINDS)}")
+    middle = "control_" if kind == "control" else ""
+    return f"stability_{dataset}_{middle}seed{seed}{ending}"
+
+
+def load_stability(
+    kind: str, seed: int, dataset: str = "heavy7", ending: str = "_samples.npz"
+) -> MoleculeSet:
+    """Shipped samples of the control or of the guided model, with their QED."""
+    return load_set(data_path(f"molecules/{stability_name(kind, seed, dataset, ending)}"))
+
+
+def guide_stability(preset: str, out: Path, seeds: tuple = SEEDS, lr: float = 1e-3) -> list[Path]:
+    """RGDM with stability as reward: for each seed the control from the base, then RGDM from it.
+
+    Nothing but training on the base model's own samples moves the control. Each network is
+    written with a set of its samples; a set that is there is not made again.
+    """
+    setting, home, dataset = GUIDANCE[preset], _home(preset, out), DATA[preset]
+    data = load_qm9(dataset).part("train")
+    network, _ = load_model(_base(dataset))
+    base = copy.deepcopy(network.state_dict())
+    diffusion, times = molecule_diffusion(), training_times()
+    if preset != "quick":
+        network.compile(dynamic=True)  # once, for all of them
+    wanted = stability_targets(stability_draw(dataset))
+    written = []
+    for seed in seeds:
+        network.load_state_dict(base)
+        for kind in KINDS:
+            path = home / stability_name(kind, seed, dataset)
+            weights = home / stability_name(kind, seed, dataset, ".safetensors")
+            written.append(path)
+            if path.exists():
+                network.load_state_dict(load_model(weights)[0].state_dict())
+                continue
+            torch.manual_seed(1000 * (seed + 1))
+            batches = weighted_batches(setting["batch"])(wanted[kind])
+            print(f"stability, seed {seed}, {kind}", flush=True)
+            ema = train_and_save(
+                network,
+                lambda net, batches=batches: diffusion.loss(net, next(batches), times=times),
+                weights,
+                out / f"{weights.stem}.checkpoint.safetensors",
+                setting["steps"],
+                lr,
+                {"seed": seed, "kind": kind, "batch": setting["batch"]},
+                _command("molecules-stability", preset),
+            )
+            _sample_and_score(ema, path, preset, seed, SAMPLES[preset], data)
+    return written
