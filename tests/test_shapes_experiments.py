@@ -1,9 +1,11 @@
 """The long experiments on point clouds, in preset quick, and the model's times and files."""
 
+import shutil
+
 import pytest
 import torch
 
-from rgdm_lib.shapes import experiments
+from rgdm_lib.shapes import experiments, rivals
 from rgdm_lib.shapes.data import Normalisation, shapes
 from rgdm_lib.shapes.model import (
     SAMPLING_STEPS,
@@ -170,15 +172,201 @@ def test_guided_models_write_their_samples_and_go_on_where_they_were(tmp_path):
     assert torch.equal(load_clouds(paths[2])[0], made[2])
 
 
-def test_rivals_write_their_samples(tmp_path):
-    paths = experiments.compare("quick", tmp_path, seeds=(0,))
-    assert [path.name for path in paths] == [
-        experiments.guided_name(name, 0) for name in experiments.RIVALS
-    ]
-    made = [load_clouds(path)[0] for path in paths]
+@pytest.fixture(scope="module")
+def compared(base, tmp_path_factory):
+    """A folder with the quick base and one set of every rival."""
+    out = tmp_path_factory.mktemp("rivals")
+    shutil.copy(base / "base.safetensors", out)
+    rivals.compare("quick", out, seeds=(0,))
+    return out
+
+
+def _set(folder, name):
+    return load_clouds(folder / experiments.guided_name(name, 0))
+
+
+def test_rivals_write_their_samples(compared):
+    made = [_set(compared, name)[0] for name in experiments.RIVALS]
     for i, clouds in enumerate(made):
         assert clouds.shape == (6, 64, 3)
         assert all(not torch.equal(clouds, other) for other in made[:i])
+
+
+OWN_SAMPLES = [name for name in experiments.RIVALS if name.startswith(("reward_w", "part", "ddpo"))]
+
+
+@pytest.mark.parametrize("name", OWN_SAMPLES)
+def test_rivals_with_samples_of_their_own_have_as_many_evaluations(
+    name, base, compared, monkeypatch
+):
+    """As there are shapes, 3 x 20; counted where the reward is called."""
+    count, reward_named = [], experiments.reward_named
+
+    def counting(name):
+        reward = reward_named(name)
+
+        def call(clouds):
+            count.append(len(clouds))
+            return reward(clouds)
+
+        return call
+
+    monkeypatch.setattr(rivals, "reward_named", counting)
+    start = experiments.Start.load("quick", compared)
+    for path in compared.glob(f"{name}_*checkpoint*"):
+        path.unlink()
+    torch.manual_seed(1000)
+    clouds, settings = rivals.KINDS[name.rpartition("_")[0]](start, name, 0)
+    there, values = _set(compared, name)
+    assert sum(count) == 60 == settings["evaluations"]
+    assert values["evaluations"].tolist() == [60.0] * 6
+    assert torch.equal(rounded(clouds), there)
+
+
+class _Stop(Exception):
+    pass
+
+
+@pytest.mark.parametrize("name", OWN_SAMPLES)
+def test_a_stopped_rival_goes_on(name, base, compared, tmp_path, monkeypatch):
+    """Stopped at the third call of the reward, or the second of two; the same bits at the end."""
+    shutil.copy(base / "base.safetensors", tmp_path)
+    calls, method = [], rivals._Counted.__call__
+
+    def stops(self, x0):
+        calls.append(len(x0))
+        if len(calls) == 3 or (name.startswith("reward_w") and len(calls) == 2):
+            raise _Stop
+        return method(self, x0)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(rivals._Counted, "__call__", stops)
+        with pytest.raises(_Stop):
+            rivals.compare("quick", tmp_path, rivals=(name,), seeds=(0,))
+    kept = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*_part*")}
+    assert len(kept) == (10 if name.startswith("reward_w") else 0)  # 2 rounds of 30 in sixes
+    rivals.compare("quick", tmp_path, rivals=(name,), seeds=(0,))
+    assert all(path.stat().st_mtime_ns == before for path, before in kept.items())
+    for mine, theirs in zip(_set(tmp_path, name), _set(compared, name), strict=True):
+        if isinstance(mine, torch.Tensor):
+            assert torch.equal(mine, theirs)
+    trained = tmp_path / f"{name}_seed0.checkpoint.safetensors"
+    (tmp_path / experiments.guided_name(name, 0)).unlink()  # trained, and stopped before its set
+    if trained.exists():
+        before = trained.read_bytes()
+        rivals.compare("quick", tmp_path, rivals=(name,), seeds=(0,))
+        assert trained.read_bytes() == before
+        assert torch.equal(_set(tmp_path, name)[0], _set(compared, name)[0])
+
+
+def test_particles_are_tilted(base, tmp_path, monkeypatch):
+    """By a reward of slope 1 / sd in the mean height, tau = 1: the mean moves by about one sd."""
+    shutil.copy(base / "base.safetensors", tmp_path)
+    monkeypatch.setitem(experiments.GUIDANCE["quick"], "samples", 20)
+    start = experiments.Start.load("quick", tmp_path)
+    plain = start.sample(start.network, 0)[..., 2].mean(1)
+    height = lambda x: x[..., 2].mean(1) / plain.std()  # noqa: E731
+    monkeypatch.setattr(rivals, "reward_named", lambda name: height)
+    clouds, _ = rivals._particles(start, "particles_class", 0)
+    moved = (clouds[..., 2].mean() - plain.mean()) / plain.std()
+    assert 0.5 < float(moved) < 1.5
+
+
+def test_regression_goes_on_from_its_own_samples_at_the_same_temperature(
+    base, compared, tmp_path, monkeypatch
+):
+    shutil.copy(base / "base.safetensors", tmp_path)
+    fit, taus = rivals.reward_weighted.fit, []
+
+    def watched(net, diffusion, sampler, tau, **options):
+        taus.append(tau)
+        return fit(net, diffusion, sampler, tau, **options)
+
+    monkeypatch.setattr(rivals.reward_weighted, "fit", watched)
+    rivals.compare("quick", tmp_path, rivals=("reward_weighted_stands",), seeds=(0,))
+    assert taus == [0.2, 0.2]
+    start = experiments.Start.load("quick", tmp_path)
+    for k, seed in ((0, 1001), (1, 1101)):
+        used, _ = load_clouds(tmp_path / f"reward_weighted_stands_seed0_round{k}_part0.npz")
+        assert torch.equal(used, rounded(start.sample(start.network, seed))) == (k == 0)
+
+
+def test_a_population_in_parts_is_the_network_itself():
+    torch.manual_seed(0)
+    linear, sizes = torch.nn.Linear(3, 3).double(), []
+
+    class Net(torch.nn.Module):
+        def forward(self, x, t, cond):
+            sizes.append(len(x))
+            return linear(x).tanh() * t[:, None, None]
+
+    x, t = torch.randn(130, 5, 3).double(), torch.arange(130)
+    whole, parts = Net()(x, t, None), rivals._InParts(Net())(x, t)
+    assert sizes == [130, 64, 64, 2]
+    torch.testing.assert_close(parts, whole)
+    ours, theirs = (torch.autograd.grad(y.square().sum(), linear.weight)[0] for y in (parts, whole))
+    torch.testing.assert_close(ours, theirs)
+    assert sizes[4:] == [2, 64, 64]  # computed again, the last first
+
+
+def _strength_of(denoiser, base, guided):
+    """Where a denoiser is on the line from the base to the guided model."""
+    torch.manual_seed(5)
+    x, t = torch.randn(4, 64, 3), torch.tensor([50, 300, 600, 900])
+    with torch.no_grad():
+        there, zero, one = (net(x, t, None) for net in (denoiser, base, guided))
+    return float(((there - zero) * (one - zero)).sum() / (one - zero).square().sum())
+
+
+def test_strength_meets_the_payoffs_share_that_falls(base, tmp_path, monkeypatch):
+    """Made-up sampling: the log-odds of standing are 0.5 + 1.25 strength, seldom what is trained.
+
+    The payoff has the log-odds of the shapes plus 1 / 0.2.
+    """
+    for name in ("base.safetensors", "base_samples.npz"):
+        shutil.copy(base / name, tmp_path)
+    seen = shapes("train", 20, 64)
+    up, down = (seen.points[(experiments.stands(seen.points) == k).nonzero()[0, 0]] for k in (1, 0))
+    drawn = []
+
+    def sample(denoiser, norm, n, **setting):
+        seed = torch.initial_seed()
+        strength = _strength_of(denoiser, *nets) if nets else 1.0
+        drawn.append((strength, seed))
+        stand = round(4000 * float(torch.tensor(0.5 + 1.25 * strength).sigmoid()))
+        return torch.stack([up] * stand + [down] * (4000 - stand))
+
+    nets = ()
+    with pytest.raises(FileNotFoundError, match="Run first: .* shapes-rgdm --preset quick"):
+        experiments.strengthen_guided("quick", tmp_path)
+    monkeypatch.setattr(experiments, "sample_clouds", sample)
+    experiments.guide("quick", tmp_path, models=("stands",), seeds=(0,))
+    stand = round(4000 * float(torch.tensor(0.5).sigmoid()))
+    save_clouds(tmp_path / "base_samples.npz", torch.stack([up] * stand + [down] * (4000 - stand)))
+    start = experiments.Start.load("quick", tmp_path)
+    checkpoint = tmp_path / "stands_seed0.checkpoint.safetensors"
+    guided = load_model(tmp_path / "base.safetensors")[0]
+    guided.load_state_dict(experiments.checkpoint_weights(checkpoint))
+    nets, drawn[:] = (start.network, guided), []
+    (path,) = experiments.strengthen_guided("quick", tmp_path)
+    share = experiments.stands(seen.points).mean()
+    wanted = (float(share.logit()) + 5 - 0.5) / 1.25
+    assert path.name == "stands_strength_seed0_samples.npz"
+    clouds, values = load_clouds(path)
+    assert values["strength"][0] == pytest.approx(wanted, rel=0.05)
+    (trial, first), (final, second) = drawn
+    assert trial == pytest.approx(wanted, rel=0.05) and final == pytest.approx(wanted, rel=0.05)
+    assert first == 0 and second == 3  # fresh noise
+    assert torch.equal(values["margin"], standing_margin(clouds))
+    path.unlink()
+    experiments.strengthen_guided("quick", tmp_path)  # the trial is kept
+    assert len(drawn) == 3 and drawn[2][0] == final
+
+
+def test_levels_are_means_or_log_odds():
+    assert experiments._level(torch.tensor([1.0, 2.0, 6.0])) == 3
+    assert experiments._level(torch.tensor([1.0, 1, 1, 0])) == pytest.approx(0.8473, abs=1e-4)
+    assert experiments._level(torch.ones(9)) == pytest.approx(2.9444, abs=1e-4)
 
 
 def test_a_condition_asks_for_the_class_or_for_the_payoffs_rewards(tmp_path, monkeypatch):
@@ -192,8 +380,8 @@ def test_a_condition_asks_for_the_class_or_for_the_payoffs_rewards(tmp_path, mon
     experiments.train_base("quick", tmp_path)
     monkeypatch.setattr(experiments, "sample_clouds", sample)
     monkeypatch.setitem(experiments.GUIDANCE["quick"], "samples", 300)
-    for name in experiments.RIVALS:
-        experiments.compare("quick", tmp_path, rivals=(name,), seeds=(0,))
+    for name in ("conditional_class", "classifier_class", "conditional_steady", "value_steady"):
+        rivals.compare("quick", tmp_path, rivals=(name,), seeds=(0,))
     assert asked["classifier_class"] is None and asked["value_steady"] is None
     assert torch.equal(asked["conditional_class"], torch.tensor([[1.0, 0, 0]]).expand(300, -1))
     seen = shapes("train", 20, 64)

@@ -15,7 +15,8 @@ EXPERIMENTS = {
     "shapes-base": "rgdm_lib.shapes.experiments:train_base",
     "shapes-classifiers": "rgdm_lib.shapes.experiments:train_classifiers",
     "shapes-rgdm": "rgdm_lib.shapes.experiments:guide",
-    "shapes-rivals": "rgdm_lib.shapes.experiments:compare",
+    "shapes-rivals": "rgdm_lib.shapes.rivals:compare",
+    "shapes-strength": "rgdm_lib.shapes.experiments:strengthen_guided",
     "worlds-rgdm": "rgdm_lib.accuracy:measure",
     "worlds-rivals": "rgdm_lib.comparison:compare_rivals",
 }

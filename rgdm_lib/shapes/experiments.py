@@ -8,6 +8,7 @@ ships into ``data/shapes``.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -19,9 +20,8 @@ from torch import Tensor, nn
 
 from rgdm_lib import rgdm
 from rgdm_lib._data import data_path, data_root, read_manifest, write_manifest
-from rgdm_lib.baselines import classifier_guidance, conditional, value_guidance
 from rgdm_lib.diffusion import Denoiser
-from rgdm_lib.payoff import Draw, Reward, systematic_resample, temperature_for_ess
+from rgdm_lib.payoff import Draw, Reward, temperature_for_ess
 from rgdm_lib.rewards import threshold
 from rgdm_lib.shapes.data import Normalisation, ShapeSet, shapes
 from rgdm_lib.shapes.model import (
@@ -36,7 +36,7 @@ from rgdm_lib.shapes.model import (
     shape_diffusion,
     training_times,
 )
-from rgdm_lib.shapes.nets import NoisyPointNet, PointNet, SetDenoiser
+from rgdm_lib.shapes.nets import PointNet, SetDenoiser
 from rgdm_lib.shapes.parametric import CLASSES
 from rgdm_lib.shapes.rewards import (
     class_log_probability,
@@ -45,7 +45,8 @@ from rgdm_lib.shapes.rewards import (
     stands,
     symmetry,
 )
-from rgdm_lib.training import Trainer, muon, save_weights
+from rgdm_lib.strength import matching_strength, strengthen
+from rgdm_lib.training import Trainer, load_tensors, muon, save_weights
 
 POINTS = {"quick": 64, "laptop": 512, "full": 2048}
 SHAPES = {"quick": 20, "laptop": 4000, "full": 20_000}  # of each class, to train on
@@ -59,6 +60,7 @@ TRAINING = {
     "laptop": {"steps": 4500, "batch": 32, "log_every": 50, "save_every": 120.0},
     "full": {"steps": 200_000, "batch": 128, "log_every": 100, "save_every": 120.0},
 }
+BASE_FILE = "base_samples.npz"
 SAMPLES = {"quick": 12, "laptop": 1500, "full": 1500}
 STEPS = {"quick": 10, "laptop": SAMPLING_STEPS, "full": SAMPLING_STEPS}
 
@@ -90,6 +92,11 @@ RIVALS = {
     "classifier_class": "class_probability",  # the gradient of a classifier of noisy clouds
     "conditional_steady": "steady",  # the reward as input
     "value_steady": "steady",  # the gradient of a learned value
+    "reward_weighted_class": "class_probability",  # the model's own samples, weighted, in rounds
+    "reward_weighted_stands": "stands",
+    "particles_class": "class_probability",  # a search when samples are drawn, nothing is trained
+    "particles_stands": "stands",
+    "ddpo_class": "class_probability",  # a policy gradient, without a KL to the base
 }
 # A class is learned in a seventh of the base's steps. Whether a chair stands hangs on where its
 # rear feet are: after 600 steps half of what fell still fell. It and its rivals take longer, and so
@@ -103,6 +110,7 @@ GUIDANCE = {
     "full": {"steps": 20_000, "batch": 128, "samples": 1000},
 }
 SEEDS = (0, 1, 2)
+STRENGTHENED = "{}_strength"  # name of a guided model's set at another strength
 SPARE = 0.1  # of "steady", 5 cm of furniture: a model blurs the edge of a reward by about 0.05
 JITTER = 0.03  # samples of a model are not as sharp as shapes
 
@@ -115,7 +123,7 @@ def _command(name: str, preset: str) -> str:
     return f"python -m rgdm_lib.course experiment {name} --preset {preset}"
 
 
-def _fast(network: nn.Module, preset: str) -> nn.Module:
+def fast(network: nn.Module, preset: str) -> nn.Module:
     """Compile, half as fast again; for the seconds of preset quick it does not pay."""
     if preset != "quick":
         network.compile()
@@ -160,25 +168,30 @@ def train_base(preset: str, out: Path, lr: float = 1.5e-3, until: int = 0) -> Pa
         "history": trainer.history[:: max(1, len(trainer.history) // 200)],
     }
     save_model(_home(preset, out) / "base.safetensors", ema, norm, details)
-    path = _home(preset, out) / "base_samples.npz"
-    return _sample_and_score(_fast(ema, preset), norm, path, preset, 0, SAMPLES[preset])
+    clouds = _sample(fast(ema, preset), norm, preset, 0, SAMPLES[preset])
+    return _score(clouds, _home(preset, out) / BASE_FILE, preset)
 
 
-def _sample_and_score(
+def _sample(
     denoiser: Denoiser,
     norm: Normalisation,
-    path: Path,
     preset: str,
     seed: int,
     n: int,
     cond: Tensor | None = None,
-) -> Path:
-    """Sample clouds and write them with their rewards, those of what the file holds."""
+) -> Tensor:
+    """Sample n clouds; their noise depends on the seed alone."""
     torch.manual_seed(seed)
     setting = {"points": POINTS[preset], "steps": STEPS[preset], "bf16": preset != "quick"}
-    clouds = sample_clouds(denoiser, norm, n, cond=cond, **setting, progress=True)
+    return sample_clouds(denoiser, norm, n, cond=cond, **setting, progress=True)
+
+
+def _score(clouds: Tensor, path: Path, preset: str, **settings: float) -> Path:
+    """Write clouds with their rewards, those of what the file holds, and a column each setting."""
     clouds = rounded(clouds)
-    save_clouds(path, clouds, margin=standing_margin(clouds), symmetry=symmetry(clouds))
+    columns = {name: torch.full((len(clouds),), float(x)) for name, x in settings.items()}
+    columns |= {"margin": standing_margin(clouds), "symmetry": symmetry(clouds)}
+    save_clouds(path, clouds, **columns)
     if preset != "quick":
         write_manifest(data_root())
     return path
@@ -267,7 +280,7 @@ def load_guided(name: str, seed: int) -> tuple[Tensor, dict[str, Tensor]]:
     return load_clouds(data_path(f"shapes/{guided_name(name, seed)}"))
 
 
-class _Start(NamedTuple):
+class Start(NamedTuple):
     """What guided models and rivals start from: the base, and the shapes that it has seen."""
 
     preset: str
@@ -275,6 +288,25 @@ class _Start(NamedTuple):
     network: SetDenoiser
     norm: Normalisation
     seen: ShapeSet
+
+    @classmethod
+    def load(cls, preset: str, out: Path) -> Start:
+        """The base and its shapes; preset quick trains one in ``out`` if there is none."""
+        home = _home(preset, out)
+        if preset == "quick" and not (out / "base.safetensors").exists():
+            train_base("quick", out)
+        network, norm, _ = load_model(home / "base.safetensors")
+        seen = shapes("train", SHAPES[preset], POINTS[preset])
+        return cls(preset, out, fast(network, preset), norm, seen)
+
+    def sample(self, denoiser: Denoiser, seed: int, cond: Tensor | None = None) -> Tensor:
+        """As many clouds as a set of this preset has."""
+        n = GUIDANCE[self.preset]["samples"]
+        return _sample(denoiser, self.norm, self.preset, seed, n, cond)
+
+    def checkpoint(self, name: str, seed: int) -> Path:
+        """Where the training of a guided model or a rival keeps its state."""
+        return self.out / f"{name}_seed{seed}.checkpoint.safetensors"
 
     def draw(self, name: str) -> tuple[Draw, float]:
         """The shapes, normalised, with the rewards of a guided model, and its tau."""
@@ -292,7 +324,7 @@ class _Start(NamedTuple):
             "warmup": steps // 20,
             "decay_share": 0.5,
             "bf16": self.preset != "quick",
-            "checkpoint": self.out / f"{name}_seed{seed}.checkpoint.safetensors",
+            "checkpoint": self.checkpoint(name, seed),
             "config": {"model": name, "seed": seed, **setting},
         }
 
@@ -306,14 +338,14 @@ class _Start(NamedTuple):
         return Trainer(net, batch_loss, **self.trainer(name, seed) | options).run()
 
 
-Sampled = tuple[Denoiser, Tensor | None]  # a denoiser, and the conditions to sample with
+Made = tuple[Tensor, dict[str, float]]  # clouds, and numbers that become columns of their file
 
 
-def _rgdm(start: _Start, name: str, seed: int) -> Sampled:
+def _rgdm(start: Start, name: str, seed: int) -> Made:
     """RGDM on the shapes under their payoff weights."""
     draw, tau = start.draw(name)
     print(f"{name}, seed {seed}: tau {tau:.4g}", flush=True)
-    guided, diffusion = _fast(copy.deepcopy(start.network), start.preset), shape_diffusion()
+    guided, diffusion = fast(copy.deepcopy(start.network), start.preset), shape_diffusion()
     rounds = rgdm.fit(
         guided,
         diffusion,
@@ -326,75 +358,22 @@ def _rgdm(start: _Start, name: str, seed: int) -> Sampled:
         **start.trainer(name, seed),
     )
     list(rounds)
-    return guided, None
+    return start.sample(guided, seed), {}
 
 
-def _conditional(start: _Start, name: str, seed: int) -> Sampled:
-    """The label, or the reward, as a condition of the denoiser.
-
-    Asked for is the wanted class, or the rewards of the payoff distribution.
-    """
-    n, draw, tau = GUIDANCE[start.preset]["samples"], *start.draw(RIVALS[name])
-    if GUIDED[RIVALS[name]]["reward"] == "class_probability":
-        cond = nn.functional.one_hot(start.seen.label, len(CLASSES)).float()
-        asked = cond[start.seen.label == CLASSES.index(WANTED)][:1].expand(n, -1)
-    else:
-        cond = draw.reward[:, None]
-        torch.manual_seed(seed)
-        asked = cond[systematic_resample(draw.weigh(tau).log_weight, n)]
-    diffusion, times = shape_diffusion(), training_times()
-
-    def loss(net: nn.Module, index: Tensor) -> Tensor:
-        return conditional.loss(diffusion, net, draw.x0[index], cond[index], times=times)
-
-    wide = _fast(start.network.conditional(cond.shape[1] + 1), start.preset)
-    trained = start.fit(name, seed, wide, loss, optimizer=muon)
-    return conditional.classifier_free(_fast(trained, start.preset), 1.0), asked
-
-
-def _gradient(start: _Start, name: str, seed: int) -> Sampled:
-    """The gradient of log p(class | x_t), or of a learned value: the base itself is not trained."""
-    draw, tau = start.draw(RIVALS[name])
-    diffusion, best = shape_diffusion(), float(draw.reward.max())
-    if name.startswith("classifier"):
-        net = NoisyPointNet(diffusion.T, len(CLASSES))
-        label = CLASSES.index(WANTED)
-
-        def loss(net: nn.Module, index: Tensor) -> Tensor:
-            x0, labels = draw.x0[index], start.seen.label[index]
-            return classifier_guidance.loss(diffusion, net, x0, labels)
-
-        def potential(net: nn.Module) -> classifier_guidance.Potential:
-            return classifier_guidance.log_probability(net, label)
-
-    else:
-        net, potential = NoisyPointNet(diffusion.T, 1), value_guidance.log_weight
-
-        def loss(net: nn.Module, index: Tensor) -> Tensor:
-            x0, reward = draw.x0[index], draw.reward[index]
-            return value_guidance.loss(diffusion, net, x0, reward, tau, best)
-
-    trained = start.fit(name, seed, net, loss, lr=2e-3)  # from scratch
-    return classifier_guidance.guided(start.network, potential(trained), diffusion), None
-
-
-def _make(preset: str, out: Path, names: tuple, seeds: tuple, make: Callable) -> list[Path]:
+def make_sets(
+    preset: str, out: Path, names: tuple, seeds: tuple, make: Callable[[Start, str, int], Made]
+) -> list[Path]:
     """Sets of samples, one a name and seed; one that is there is not made again."""
-    home, n = _home(preset, out), GUIDANCE[preset]["samples"]
-    if preset == "quick" and not (out / "base.safetensors").exists():
-        train_base("quick", out)
-    network, norm, _ = load_model(home / "base.safetensors")
-    network = _fast(network, preset)
-    start = _Start(preset, out, network, norm, shapes("train", SHAPES[preset], POINTS[preset]))
-    written = []
+    home, start, written = _home(preset, out), Start.load(preset, out), []
     for seed in seeds:
         for name in names:
             path = home / guided_name(name, seed)
             written.append(path)
             if not path.exists():
                 torch.manual_seed(1000 * (seed + 1))  # all models of a seed see the same noise
-                denoiser, cond = make(start, name, seed)
-                _sample_and_score(denoiser, norm, path, preset, seed, n, cond)
+                clouds, settings = make(start, name, seed)
+                _score(clouds, path, preset, **settings)
     return written
 
 
@@ -409,19 +388,87 @@ def guide(
     The reference is the law of the parametric shapes, by those that the base was trained on: their
     payoff distribution is known. A training that was stopped goes on.
     """
-    return _make(preset, out, models, seeds, _rgdm)
+    return make_sets(preset, out, models, seeds, _rgdm)
 
 
-def compare(
-    preset: str,
-    out: Path,
-    rivals: tuple = tuple(RIVALS),
-    seeds: tuple = SEEDS,
+def checkpoint_weights(path: Path, prefix: str = "ema.module.") -> dict[str, Tensor]:
+    """Weights in a checkpoint of ``Trainer``: the average's, or those behind another prefix."""
+    tensors, _ = load_tensors(path)
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+
+def _guided_network(start: Start, name: str, seed: int) -> SetDenoiser:
+    samples = _home(start.preset, start.out) / guided_name(name, seed)
+    for path in (checkpoint := start.checkpoint(name, seed), samples):
+        if not path.exists():
+            raise FileNotFoundError(
+                f"{name}, training seed {seed}: {path} is not there; guided weights do not ship."
+                f" Run first: {_command('shapes-rgdm', start.preset)}. Then run this with --out and"
+                " the folder that it trained in (its own is runs/shapes-rgdm/PRESET)"
+            )
+    network = copy.deepcopy(start.network)
+    network.load_state_dict(checkpoint_weights(checkpoint))
+    return fast(network.eval(), start.preset)
+
+
+def _level(reward: Tensor) -> float:
+    """Mean of rewards (n,). Of zeros and ones the log-odds of 1, which a tilt moves in a line.
+
+    Half a sample is added on either side, so that a share of 0 or 1 has them too.
+    """
+    n, total = len(reward), float(reward.sum())
+    if bool(((reward == 0) | (reward == 1)).all()):
+        return math.log((total + 0.5) / (n - total + 0.5))
+    return total / n
+
+
+def _payoff_level(draw: Draw, tau: float) -> float:
+    """The ``_level`` of the payoff distribution."""
+    mean = draw.weigh(tau).expectation(draw.reward)
+    binary = bool(((draw.reward == 0) | (draw.reward == 1)).all())
+    return float(mean.logit() if binary else mean)
+
+
+def strengthen_guided(
+    preset: str, out: Path, models: tuple = ("stands",), seeds: tuple = (0,)
 ) -> list[Path]:
-    """The rivals' sets of samples, see ``RIVALS``; a training that was stopped goes on."""
+    """Samples of guided models at the strength that brings their mean reward to the payoff's.
 
-    def make(start: _Start, name: str, seed: int) -> Sampled:
-        kind = _conditional if name.startswith("conditional") else _gradient
-        return kind(start, name, seed)
+    The strength is set on lines: base and guided set (strengths 0 and 1) say how far a trial goes,
+    guided set and trial, on the same noise, say the rest. What is written are fresh samples, with
+    the strength as a column. A set, or a trial, that is there is not made again.
 
-    return _make(preset, out, rivals, seeds, make)
+    Raises:
+        FileNotFoundError: the guided model's weights are not in ``out``, or its set is not there.
+        ValueError: the reward does not rise with the strength.
+    """
+    home, start, written = _home(preset, out), Start.load(preset, out), []
+    for seed in seeds:
+        for name in models:
+            path = home / guided_name(STRENGTHENED.format(name), seed)
+            written.append(path)
+            if path.exists():
+                continue
+            guided, aim = _guided_network(start, name, seed), _payoff_level(*start.draw(name))
+            reward = reward_named(GUIDED[name]["reward"])
+
+            def level(file: Path, reward: Reward = reward) -> float:
+                return _level(reward(load_clouds(file)[0]))
+
+            at_one = level(home / guided_name(name, seed))
+            trial = out / f"{path.stem}_trial.npz"
+            if not trial.exists():
+                further = matching_strength(((0.0, level(home / BASE_FILE)), (1.0, at_one)), aim)
+                clouds = start.sample(strengthen(guided, start.network, further), seed)
+                _score(clouds, trial, preset, strength=further)
+            further, at_further = float(load_clouds(trial)[1]["strength"][0]), level(trial)
+            strength = matching_strength(((1.0, at_one), (further, at_further)), aim)
+            print(
+                f"{path.stem}: reward {at_one:.4g} at strength 1, {at_further:.4g} at"
+                f" {further:.4g}, wanted {aim:.4g} (of zeros and ones, log-odds): {strength:.4g}",
+                flush=True,
+            )
+            fresh = seed + len(SEEDS)  # other noise than what chose the strength
+            clouds = start.sample(strengthen(guided, start.network, strength), fresh)
+            _score(clouds, path, preset, strength=strength)
+    return written

@@ -41,6 +41,19 @@ def shape_diffusion() -> Diffusion:
     return Diffusion(polynomial(T))
 
 
+class CloudDiffusion(Diffusion):
+    """The clouds' diffusion for what walks whole paths: so many steps are ``sampling_times``."""
+
+    @classmethod
+    def of_clouds(cls) -> CloudDiffusion:
+        """The one there is: ``shape_diffusion`` on these times."""
+        return cls(shape_diffusion().schedule)
+
+    def timesteps(self, steps: int | None = None, spacing: float = 1.0) -> list[int]:
+        """Times T, ..., 0; by default those of the one sampler. Their spacing is fixed."""
+        return sampling_times(SAMPLING_STEPS if steps is None else steps)
+
+
 def noise_to_signal() -> Tensor:
     """(T,) sqrt((1 - alpha_bar_t) / alpha_bar_t) of t = 1..T: 0.0035 to 316."""
     alpha_bar = shape_diffusion().schedule.alpha_bar[1:]

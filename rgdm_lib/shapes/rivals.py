@@ -1,0 +1,272 @@
+"""Rivals of the guided models of ``experiments`` on point clouds: sets of samples, see ``RIVALS``.
+
+``python -m rgdm_lib.course experiment shapes-rivals --preset P``; it can be stopped and resumed.
+Some learn from the shapes that the base has seen, with their rewards or labels. The others call the
+reward on samples of their own, as often as there are such shapes; a column of their file,
+``evaluations``, says how often.
+"""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from rgdm_lib import stepwise
+from rgdm_lib.baselines import (
+    classifier_guidance,
+    conditional,
+    policy_gradient,
+    reward_weighted,
+    value_guidance,
+)
+from rgdm_lib.diffusion import Denoiser
+from rgdm_lib.payoff import Draw, systematic_resample
+from rgdm_lib.shapes.experiments import (
+    GUIDANCE,
+    GUIDED,
+    POINTS,
+    RIVALS,
+    SEEDS,
+    STEPS,
+    WANTED,
+    Made,
+    Start,
+    checkpoint_weights,
+    fast,
+    make_sets,
+    reward_named,
+)
+from rgdm_lib.shapes.model import (
+    CloudDiffusion,
+    load_clouds,
+    sampling_times,
+    save_clouds,
+    shape_diffusion,
+    training_times,
+)
+from rgdm_lib.shapes.nets import NoisyPointNet
+from rgdm_lib.shapes.parametric import CLASSES
+from rgdm_lib.training import load_tensors, muon
+
+ROUNDS = 2  # of reward-weighted regression
+# Policy gradients keep all steps of a path, so a path is a tenth as long as the sampler's
+DDPO = {
+    "quick": {"rounds": 4, "steps": 5},
+    "laptop": {"rounds": 100, "steps": 24},
+    "full": {"rounds": 100, "steps": 24},
+}
+DDPO_BATCHES = 4
+
+
+def _conditional(start: Start, name: str, seed: int) -> Made:
+    """The label, or the reward, as a condition of the denoiser.
+
+    Asked for is the wanted class, or the rewards of the payoff distribution.
+    """
+    n, draw, tau = GUIDANCE[start.preset]["samples"], *start.draw(RIVALS[name])
+    if GUIDED[RIVALS[name]]["reward"] == "class_probability":
+        cond = nn.functional.one_hot(start.seen.label, len(CLASSES)).float()
+        asked = cond[start.seen.label == CLASSES.index(WANTED)][:1].expand(n, -1)
+    else:
+        cond = draw.reward[:, None]
+        torch.manual_seed(seed)
+        asked = cond[systematic_resample(draw.weigh(tau).log_weight, n)]
+    diffusion, times = shape_diffusion(), training_times()
+
+    def loss(net: nn.Module, index: Tensor) -> Tensor:
+        return conditional.loss(diffusion, net, draw.x0[index], cond[index], times=times)
+
+    wide = fast(start.network.conditional(cond.shape[1] + 1), start.preset)
+    trained = start.fit(name, seed, wide, loss, optimizer=muon)
+    trained = conditional.classifier_free(fast(trained, start.preset), 1.0)
+    return start.sample(trained, seed, asked), {}
+
+
+def _gradient(start: Start, name: str, seed: int) -> Made:
+    """The gradient of log p(class | x_t), or of a learned value: the base itself is not trained."""
+    draw, tau = start.draw(RIVALS[name])
+    diffusion, best = shape_diffusion(), float(draw.reward.max())
+    if name.startswith("classifier"):
+        net = NoisyPointNet(diffusion.T, len(CLASSES))
+        label = CLASSES.index(WANTED)
+
+        def loss(net: nn.Module, index: Tensor) -> Tensor:
+            x0, labels = draw.x0[index], start.seen.label[index]
+            return classifier_guidance.loss(diffusion, net, x0, labels)
+
+        def potential(net: nn.Module) -> classifier_guidance.Potential:
+            return classifier_guidance.log_probability(net, label)
+
+    else:
+        net, potential = NoisyPointNet(diffusion.T, 1), value_guidance.log_weight
+
+        def loss(net: nn.Module, index: Tensor) -> Tensor:
+            x0, reward = draw.x0[index], draw.reward[index]
+            return value_guidance.loss(diffusion, net, x0, reward, tau, best)
+
+    trained = start.fit(name, seed, net, loss, lr=2e-3)  # from scratch
+    guided = classifier_guidance.guided(start.network, potential(trained), diffusion)
+    return start.sample(guided, seed), {}
+
+
+class _Counted:
+    """A reward of normalised clouds that counts its evaluations."""
+
+    def __init__(self, start: Start, name: str):
+        self.reward, self.norm = reward_named(GUIDED[RIVALS[name]]["reward"]), start.norm
+        self.evaluations = 0
+
+    def __call__(self, x0: Tensor) -> Tensor:
+        self.evaluations += len(x0)
+        return self.reward(self.norm.undo(x0))
+
+
+class _InParts(nn.Module):
+    """A denoiser that takes 64 clouds at once; what a gradient needs of them is computed again.
+
+    So a population, or all steps of many paths, needs the memory of 64 clouds.
+    """
+
+    def __init__(self, net: nn.Module, bf16: bool = False):
+        super().__init__()
+        self.net, self.bf16 = net, bf16
+
+    def forward(self, x_t: Tensor, t: Tensor, cond: Any = None) -> Tensor:
+        """x_t (B, N, 3), t (B,) -> eps (B, N, 3)."""
+        parts = []
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
+            for x, when in zip(x_t.split(64), t.split(64), strict=True):
+                if torch.is_grad_enabled():
+                    parts.append(checkpoint(self.net, x, when, cond, use_reentrant=False))
+                else:
+                    parts.append(self.net(x, when, cond))
+        return torch.cat(parts)
+
+
+def _noise(seed: int, k: int) -> int:
+    """Seed of round k, with room for its parts; those of sets are small, of trainings 1000 n."""
+    return 1000 * (seed + 1) + 100 * k
+
+
+def _pool(start: Start, name: str, seed: int, k: int, denoiser: Denoiser, n: int) -> Tensor:
+    """n normalised samples of round k; parts of them are kept in files, to go on after a stop."""
+    size, parts = GUIDANCE[start.preset]["samples"], []
+    for j in range(-(-n // size)):
+        path = start.out / f"{name}_seed{seed}_round{k}_part{j}.npz"
+        if not path.exists():
+            save_clouds(path, start.sample(denoiser, _noise(seed, k) + j + 1))
+        parts.append(load_clouds(path)[0])
+    return start.norm.apply(torch.cat(parts)[:n])
+
+
+def _reward_weighted(start: Start, name: str, seed: int) -> Made:
+    """Reward-weighted regression: each round at tau, on samples of the round before."""
+    _, tau = start.draw(RIVALS[name])
+    net, reward, diffusion = copy.deepcopy(start.network), _Counted(start, name), shape_diffusion()
+    net, n = fast(net, start.preset), len(start.seen) // ROUNDS
+    options = start.trainer(name, seed)
+    options["steps"] //= ROUNDS
+    for k in range(ROUNDS):
+        x0 = _pool(start, name, seed, k, net, n)
+        draw = Draw(x0, reward(x0))
+        torch.manual_seed(_noise(seed, k))  # whether or not the samples were there already
+        rounds = reward_weighted.fit(
+            net,
+            diffusion,
+            lambda denoiser, draw=draw: draw,
+            tau,
+            rounds=1,
+            batch_size=GUIDANCE[start.preset]["batch"],
+            loss=lambda net, x0: diffusion.loss(net, x0, times=training_times()),
+            optimizer=muon,
+            **options | {"checkpoint": start.checkpoint(f"{name}_round{k}", seed)},
+        )
+        for done in rounds:
+            mean = float(draw.reward.mean())
+            print(f"{name}, round {k + 1}: mean reward {mean:.4g}, weighted {done.reward:.4g}")
+    return start.sample(net, seed), {"evaluations": reward.evaluations}
+
+
+def _particles(start: Start, name: str, seed: int) -> Made:
+    """Particles with carried weights; as many rewards a particle as the evaluations allow.
+
+    The reward of the guess is asked for at steps evenly spread and at the end; between them a
+    particle keeps the value that it had, which its weight undoes as any other.
+    """
+    _, tau = start.draw(RIVALS[name])
+    n, reward = GUIDANCE[start.preset]["samples"], _Counted(start, name)
+    diffusion, net = CloudDiffusion.of_clouds(), _InParts(start.network, start.preset != "quick")
+    steps, looks = STEPS[start.preset], len(start.seen) // n
+    looked_at = {sampling_times(steps)[steps * i // looks] for i in range(1, looks)}
+
+    def value(x_t: Tensor, t: Tensor) -> Tensor:
+        if int(t[0]) not in looked_at:
+            return torch.full((len(x_t),), torch.nan)  # no new value
+        return reward(diffusion.predict_x0(x_t, t, net(x_t, t)))
+
+    torch.manual_seed(seed)
+    x_T = torch.randn(n, POINTS[start.preset], 3)  # noqa: N806
+    found = stepwise.particles(net, diffusion, x_T, reward, tau, value=value, steps=steps)
+    clouds = start.norm.undo(found.resample(n))
+    print(f"{name}, seed {seed}: {found.ess:.1f} effective of {n}, the rest are copies")
+    return clouds, {"evaluations": reward.evaluations}
+
+
+def _ddpo(start: Start, name: str, seed: int) -> Made:
+    """DDPO: clipped ratios of normalised rewards, nothing that holds it near the base.
+
+    In float32: a ratio multiplies the errors of 1,536 coordinates.
+    """
+    setting, reward = DDPO[start.preset], _Counted(start, name)
+    net, state = fast(copy.deepcopy(start.network), start.preset), start.checkpoint(name, seed)
+    n, total = len(start.seen) // setting["rounds"], setting["rounds"] * DDPO_BATCHES
+    rounds = policy_gradient.fit(
+        _InParts(net),
+        CloudDiffusion.of_clouds(),
+        lambda n: torch.randn(n, POINTS[start.preset], 3),
+        reward,
+        n=n,
+        **setting,
+        batches=DDPO_BATCHES,
+        clip_ratio=0.1,
+        normalise=True,
+        lr=1e-4,
+        checkpoint=state,
+        config={"model": name, "seed": seed, "n": n, **setting},
+    )
+    step = load_tensors(state)[1]["step"] if state.exists() else 0
+    while step < total:  # a resumed trainer goes on from the round that it had finished
+        done = next(rounds)
+        step = done.step
+        print(f"{name}, round {step // DDPO_BATCHES}: reward {done.reward:.4g}", flush=True)
+    net.load_state_dict(checkpoint_weights(state, "model.net."))
+    return start.sample(net.eval(), seed), {"evaluations": setting["rounds"] * n}
+
+
+KINDS = {
+    "conditional": _conditional,
+    "classifier": _gradient,
+    "value": _gradient,
+    "reward_weighted": _reward_weighted,
+    "particles": _particles,
+    "ddpo": _ddpo,
+}
+
+
+def compare(
+    preset: str,
+    out: Path,
+    rivals: tuple = tuple(RIVALS),
+    seeds: tuple = SEEDS,
+) -> list[Path]:
+    """The rivals' sets of samples, see ``RIVALS``; a training that was stopped goes on."""
+
+    def make(start: Start, name: str, seed: int) -> Made:
+        return KINDS[name.rpartition("_")[0]](start, name, seed)
+
+    return make_sets(preset, out, rivals, seeds, make)
