@@ -10,6 +10,7 @@ EXPERIMENTS = {
     "molecules-base": "rgdm_lib.molecules.experiments:train_base",
     "molecules-base-samples": "rgdm_lib.molecules.experiments:sample_base",
     "molecules-qed": "rgdm_lib.molecules.experiments:guide_qed",
+    "molecules-strength": "rgdm_lib.molecules.experiments:strengthen_qed",
     "molecules-redraw": "rgdm_lib.molecules.experiments:redraw_qed",
     "molecules-stability": "rgdm_lib.molecules.stability:guide_stability",
     "shapes-base": "rgdm_lib.shapes.experiments:train_base",

@@ -34,6 +34,7 @@ from rgdm_lib.molecules.model import (
     weighted_batches,
 )
 from rgdm_lib.payoff import Draw, Weighted, temperature_for_ess
+from rgdm_lib.strength import matching_strength, strengthen
 from rgdm_lib.training import Trainer, muon, save_weights
 
 NETWORKS = {
@@ -58,6 +59,8 @@ GUIDANCE = {
 SHARES = (100, 80, 40, 10)
 REFERENCES = ("data", "model")
 SEEDS = (0, 1, 2)
+STRENGTHENED = "_strengthened_samples.npz"
+STRETCH = 1.5
 REDRAW_TIMES = (100, 200, 300, 400, 500, 700, 1000)
 # a mild tilt moves the mean little, so it takes more samples to measure
 GUIDED_SAMPLES = {
@@ -124,9 +127,15 @@ def train_base(preset: str, out: Path, lr: float = 1.5e-3, until: int = 0) -> Pa
 
 
 def _sample_and_score(
-    denoiser: Denoiser, path: Path, preset: str, seed: int, n: int, data: MoleculeSet
+    denoiser: Denoiser,
+    path: Path,
+    preset: str,
+    seed: int,
+    n: int,
+    data: MoleculeSet,
+    **settings: float,
 ) -> Path:
-    """Sample n molecules and write them with their QED.
+    """Sample n molecules and write them with their QED and the settings, a column each.
 
     Sizes and noise depend on the seed alone: models are compared on the same draws.
     """
@@ -135,7 +144,8 @@ def _sample_and_score(
     molecules = sample_molecules(
         denoiser, sizes, STEPS[preset], bf16=preset != "quick", progress=True
     )
-    return _score(molecules, path, preset)
+    columns = {name: np.full(n, value) for name, value in settings.items()}
+    return _score(molecules.with_properties(**columns), path, preset)
 
 
 def _score(molecules: MoleculeSet, path: Path, preset: str) -> Path:
@@ -284,6 +294,62 @@ def guide_qed(
                 }
                 save_weights(weights, ema, details)
                 _sample_and_score(ema, path, preset, seed, GUIDED_SAMPLES[preset][share], data)
+    return written
+
+
+def strengthen_qed(
+    preset: str,
+    out: Path,
+    references: tuple = REFERENCES,
+    seeds: tuple = SEEDS,
+    shares: tuple = (40, 10, 80),
+) -> list[Path]:
+    """Samples of the guided models at the strength that brings their mean QED to the payoff's.
+
+    The strength is set by two sets of samples, the shipped one (strength 1) and one past the aim,
+    on the same noise; what is written, with property strength, are fresh ones. A set that is there
+    is not made again.
+    """
+    home, dataset = _home(preset, out), DATA[preset]
+    data = load_qm9(dataset).part("train")
+    base, _ = load_model(_base(dataset))
+    guided, _ = load_model(_base(dataset))
+    if preset != "quick":
+        base.compile(dynamic=True)
+        guided.compile(dynamic=True)
+    start = float(np.nanmean(load_set(_base(dataset, "_samples.npz")).property("qed")))
+    written = []
+    for reference in references:
+        wanted = targets(payoff_draw(reference, dataset))
+        for seed in seeds:
+            for share in shares:
+
+                def name(ending: str, key: tuple = (reference, share, seed, dataset)) -> Path:
+                    return home / guided_name(*key, ending)
+
+                path = name(STRENGTHENED)
+                written.append(path)
+                if path.exists():
+                    continue
+                guided.load_state_dict(load_model(name(".safetensors"))[0].state_dict())
+                n, target = GUIDED_SAMPLES[preset][share], wanted[share]
+                aim = float(target.expectation(target.reward))
+                at_one = float(np.nanmean(load_set(name("_samples.npz")).property("qed")))
+                # the reward rises less than in proportion: half as far again as a line would go
+                further = 1 + STRETCH * (aim - at_one) / (at_one - start)
+                trial = out / f"{path.stem}_trial.npz"
+                denoiser = strengthen(guided, base, further)
+                _sample_and_score(denoiser, trial, preset, seed, n, data)
+                at_further = float(np.nanmean(load_set(trial).property("qed")))
+                strength = matching_strength(((1.0, at_one), (further, at_further)), aim)
+                print(
+                    f"{path.stem}: mean QED {at_one:.4f}, {at_further:.4f} at strength"
+                    f" {further:.3f}, wanted {aim:.4f}: strength {strength:.3f}",
+                    flush=True,
+                )
+                denoiser = strengthen(guided, base, strength)
+                fresh = seed + len(SEEDS)  # other noise than what chose the strength
+                _sample_and_score(denoiser, path, preset, fresh, n, data, strength=strength)
     return written
 
 

@@ -1,0 +1,88 @@
+"""A guided denoiser at another strength; the strength that meets the payoff's mean reward."""
+
+import math
+
+import pytest
+import torch
+
+from rgdm_lib.diffusion import Diffusion
+from rgdm_lib.schedules import cosine
+from rgdm_lib.strength import matching_strength, strengthen
+from rgdm_lib.worlds.mixtures import GaussianMixture
+
+TAU = 0.5
+
+
+def gaussian(mean):
+    """Exact denoiser of N(mean, 1) per number: the noised law is N(sqrt(alpha_bar) mean, 1)."""
+
+    def eps(x_t, t, cond=None):
+        alpha_bar = DIFFUSION.schedule.alpha_bar[t].float().reshape(-1, *[1] * (x_t.ndim - 1))
+        return (1 - alpha_bar).sqrt() * (x_t - alpha_bar.sqrt() * mean)
+
+    return eps
+
+
+def last(denoiser, n):
+    """n numbers sampled with the denoiser, all steps."""
+    torch.manual_seed(0)
+    for state in DIFFUSION.sample(denoiser, torch.randn(n, 1)):
+        x = state.x
+    return x
+
+
+DIFFUSION = Diffusion(cosine(100))
+x_t, t = torch.randn(5, 2), torch.tensor([1, 20, 50, 80, 100])
+
+
+def test_strength_0_is_the_reference_1_the_model_and_between_them_a_line():
+    base, guided = gaussian(0.0), gaussian(1.0)
+    for strength in (0.0, 1.0, 0.25, 3.0):
+        got = strengthen(guided, base, strength)(x_t, t)
+        torch.testing.assert_close(got, gaussian(strength)(x_t, t))
+
+
+def test_a_part_of_the_tilt_is_completed_exactly():
+    """N(0, 1) under exp(r / tau), r = x, is N(1 / tau, 1). A student with 0.4 of it, at 1 / 0.4."""
+    student = gaussian(0.4 / TAU)
+    x = last(strengthen(student, gaussian(0.0), 1 / 0.4), 20_000)
+    assert float(x.mean()) == pytest.approx(1 / TAU, abs=4 / math.sqrt(20_000))
+    assert float(x.std()) == pytest.approx(1, abs=0.02)
+
+
+def test_a_full_tilt_made_stronger_is_not_the_colder_payoff():
+    """N(0, 1) tilted by -x^2 to variance 1/2. At tau / 4 the payoff has variance 1/5."""
+    base, guided = (
+        GaussianMixture(torch.zeros(1, 1), std).denoiser(DIFFUSION.schedule)
+        for std in (1.0, 0.5**0.5)
+    )
+    variance = [float(last(strengthen(guided, base, s), 20_000).var()) for s in (1.0, 4.0)]
+    assert variance[0] == pytest.approx(1 / 2, rel=0.05)
+    assert 0.5 / 5 < variance[1] < 0.75 / 5  # narrower than any tempering: 0.129 at T = 100
+
+
+def test_the_condition_reaches_both():
+    seen = []
+
+    def network(x_t, t, cond=None):
+        seen.append(cond)
+        return x_t
+
+    strengthen(network, network, 2.0)(x_t, t, "wanted")
+    assert seen == ["wanted", "wanted"]
+
+
+def test_matching_strength_is_on_the_line():
+    assert matching_strength(((1.0, 0.45), (2.0, 0.47)), 0.48) == pytest.approx(2.5)
+    assert matching_strength(((3.0, 0.49), (1.0, 0.45)), 0.48) == pytest.approx(2.5)
+
+
+@pytest.mark.parametrize("second", [(2.0, 0.45), (2.0, 0.44), (1.0, 0.46), (2.0, math.nan)])
+def test_a_reward_that_does_not_rise_sets_no_strength(second):
+    with pytest.raises(ValueError, match="it must rise with the strength"):
+        matching_strength(((1.0, 0.45), second), 0.48)
+
+
+def test_a_strength_is_a_number():
+    with pytest.raises(ValueError, match="strength = nan: a finite number"):
+        strengthen(gaussian(0.0), gaussian(0.0), math.nan)
