@@ -13,6 +13,8 @@ EXPERIMENTS = {
     "molecules-strength": "rgdm_lib.molecules.experiments:strengthen_qed",
     "molecules-redraw": "rgdm_lib.molecules.experiments:redraw_qed",
     "molecules-stability": "rgdm_lib.molecules.stability:guide_stability",
+    "molecules-stability-strength": "rgdm_lib.molecules.stability:strengthen_stability",
+    "molecules-property": "rgdm_lib.molecules.properties:target_properties",
     "shapes-base": "rgdm_lib.shapes.experiments:train_base",
     "shapes-classifiers": "rgdm_lib.shapes.experiments:train_classifiers",
     "shapes-rgdm": "rgdm_lib.shapes.experiments:guide",

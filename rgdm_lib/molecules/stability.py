@@ -24,12 +24,13 @@ from rgdm_lib.molecules.experiments import (
     DATA,
     GUIDANCE,
     SEEDS,
+    STRENGTHENED,
     _base,
     _command,
     _home,
     _sample_and_score,
 )
-from rgdm_lib.molecules.guiding import equal_weights, train_and_save
+from rgdm_lib.molecules.guiding import equal_weights, strength_for, train_and_save
 from rgdm_lib.molecules.model import (
     load_model,
     molecule_diffusion,
@@ -37,6 +38,7 @@ from rgdm_lib.molecules.model import (
     weighted_batches,
 )
 from rgdm_lib.payoff import Draw, Weighted, _bisect, has_value
+from rgdm_lib.strength import strengthen
 
 WANTED = 0.95  # the payoff's own share of stable molecules
 KINDS = ("control", "guided")
@@ -46,8 +48,8 @@ SAMPLES = {"quick": 40, "laptop": 2000, "full": 10_000}
 def odds_temperature(share: float, wanted: float) -> float:
     """The tau at which a reward of 0 or 1 goes from a mean of ``share`` to one of ``wanted``.
 
-    exp(1 / tau) multiplies the odds of a 1: wanted / (1 - wanted) = exp(1 / tau) share /
-    (1 - share), so tau = 1 / (logit(wanted) - logit(share)).
+    exp(1 / tau) multiplies the odds of a 1: tau = 1 / (logit(wanted) - logit(share)), with
+    logit(p) = log(p / (1 - p)).
 
     Raises:
         ValueError: not 0 < share < wanted < 1.
@@ -57,20 +59,20 @@ def odds_temperature(share: float, wanted: float) -> float:
             f"from a share of {share:.4g} to {wanted:.4g}: a temperature only raises a share,"
             " and neither from 0 nor to 1"
         )
-    return 1 / (math.log(wanted / (1 - wanted)) - math.log(share / (1 - share)))
+    return 1 / (_log_odds(wanted) - _log_odds(share))
+
+
+def _log_odds(share: float) -> float:
+    return math.log(share / (1 - share))
 
 
 def temperature_for_share(reward: Tensor, wanted: float, strata: Tensor | None = None) -> float:
     """The tau at which the payoff's mean of a reward of 0 or 1 is ``wanted``.
 
-    Strata have odds of their own, and each is multiplied by exp(1 / tau): their mean moves less
-    than the pooled odds would, so `odds_temperature` of all samples is as hot as tau can be, and
-    bisection goes on from there.
+    Strata have odds of their own, each multiplied by exp(1 / tau). That map of a share is concave,
+    so the mean moves less than the pooled odds: bisection starts from their `odds_temperature`.
 
-    Args:
-        reward: (n,), 0, 1 or NaN for "no value".
-        wanted: mean of the reward under the payoff distribution, in 0..1.
-        strata: (n,) integers, parts whose shares are kept.
+    ``reward`` (n,) is 0, 1 or NaN for "no value"; ``strata`` (n,) integers keep their shares.
 
     Raises:
         ValueError: another reward, or no temperature gives that mean.
@@ -80,18 +82,15 @@ def temperature_for_share(reward: Tensor, wanted: float, strata: Tensor | None =
         raise ValueError("these rewards are not all 0 or 1: use payoff.temperature_for_ess")
 
     def mean(tau: float) -> float:
-        weighted = Draw(reward, reward, strata).weigh(tau)
-        return float(weighted.expectation(reward))
+        return float(Draw(reward, reward, strata).weigh(tau).expectation(reward))
 
-    # in equal weights each stratum has its share, those without a value in it too
     hot = odds_temperature(mean(1e9), wanted)
-    cold = hot / 100
-    if mean(cold) <= wanted:
+    if mean(hot / 100) <= wanted:
         raise ValueError(
-            f"no temperature gives a mean of {wanted:.4g}, the coldest one {mean(cold):.4g}: some"
-            " strata hold no sample of reward 1"
+            f"no temperature gives a mean of {wanted:.4g}, the coldest one {mean(hot / 100):.4g}:"
+            " some strata hold no sample of reward 1"
         )
-    return _bisect(lambda tau: mean(tau) <= wanted, hot, cold)
+    return _bisect(lambda tau: mean(tau) <= wanted, hot, hot / 100)
 
 
 @functools.cache
@@ -135,7 +134,7 @@ def stability_name(
 def load_stability(
     kind: str, seed: int, dataset: str = "heavy7", ending: str = "_samples.npz"
 ) -> MoleculeSet:
-    """Shipped samples of the control or of the guided model, with their QED."""
+    """Shipped samples of the control or the guided model; `STRENGTHENED`: at its strength."""
     return load_set(data_path(f"molecules/{stability_name(kind, seed, dataset, ending)}"))
 
 
@@ -177,4 +176,44 @@ def guide_stability(preset: str, out: Path, seeds: tuple = SEEDS, lr: float = 1e
                 _command("molecules-stability", preset),
             )
             _sample_and_score(ema, path, preset, seed, SAMPLES[preset], data)
+    return written
+
+
+def strengthen_stability(preset: str, out: Path, seeds: tuple = SEEDS) -> list[Path]:
+    """Samples of the guided models at the strength that brings their share to the payoff's.
+
+    The strength is set in log-odds, which 1 / tau moves in proportion, on the noise of the guided
+    model's own set; what is written, with property strength, are fresh samples. A set that is
+    there is not made again.
+    """
+    home, dataset, n = _home(preset, out), DATA[preset], SAMPLES[preset]
+    data = load_qm9(dataset).part("train")
+    base, guided = (load_model(_base(dataset))[0] for _ in range(2))
+    if preset != "quick":
+        base.compile(dynamic=True)
+        guided.compile(dynamic=True)
+    aim = _log_odds(payoff_share(dataset))
+    start = _log_odds(float(stability_draw(dataset).reward.nanmean()))
+    written = []
+    for seed in seeds:
+        path = home / stability_name("guided", seed, dataset, STRENGTHENED)
+        written.append(path)
+        if path.exists():
+            continue
+        weights = home / stability_name("guided", seed, dataset, ".safetensors")
+        guided.load_state_dict(load_model(weights)[0].state_dict())
+
+        def measure(
+            strength: float, seed: int = seed, trial: Path = out / f"{path.stem}_trial.npz"
+        ) -> float:
+            denoiser = strengthen(guided, base, strength)
+            _sample_and_score(denoiser, trial, preset, seed, n, data, strength=strength)
+            return _log_odds(stable_share(load_set(trial)))
+
+        share = stable_share(load_set(home / stability_name("guided", seed, dataset)))
+        strength = strength_for(aim, start, _log_odds(share), measure)
+        print(f"seed {seed}: {share:.1%} stable at strength 1, now {strength:.3f}", flush=True)
+        denoiser = strengthen(guided, base, strength)
+        fresh = seed + len(SEEDS)  # other noise than what chose the strength
+        _sample_and_score(denoiser, path, preset, fresh, n, data, strength=strength)
     return written

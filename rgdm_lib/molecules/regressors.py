@@ -1,0 +1,175 @@
+"""Properties of molecules by a network, and EDM's protocol for judging by one.
+
+Three disjoint parts of QM9 (Hoogeboom et al. 2022, section 5.2): one half of the training part for
+the evaluator, the other for the conditional model and the reward network, and the test part, on
+which the evaluator's own error is measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from rgdm_lib._data import data_root
+from rgdm_lib.molecules.data import CHANNELS, MoleculeSet, encode, load_qm9
+from rgdm_lib.molecules.egnn import Block, RadialBasis, _pairs
+from rgdm_lib.molecules.guiding import train_and_save
+from rgdm_lib.training import load_tensors
+
+UNITS = {"alpha": "Bohr^3", "mu": "Debye", "gap": "Hartree"}
+REGRESSORS = ("evaluator", "reward")
+NETWORKS = {
+    "quick": {"hidden": 16, "edge": 8, "layers": 1},
+    "laptop": {"hidden": 96, "edge": 48, "layers": 4},
+    "full": {"hidden": 128, "edge": 128, "layers": 7},
+}
+TRAINING = {
+    "quick": {"steps": 20, "batch": 16},
+    "laptop": {"steps": 12_000, "batch": 64},
+    "full": {"steps": 200_000, "batch": 96},
+}
+
+
+class Regressor(nn.Module):
+    """One number of a clean molecule, whatever its place, direction and order of atoms.
+
+    The layers of `egnn.EGNN` with the atoms where they are, and the mean over the atoms of what
+    each says. ``forward`` takes x (B, N, 9) and returns (B,) normalised values.
+    """
+
+    def __init__(self, hidden: int, edge: int, layers: int, basis: int = 20):
+        super().__init__()
+        self.settings = {"hidden": hidden, "edge": edge, "layers": layers, "basis": basis}
+        self.edge = edge
+        self.basis = RadialBasis(basis)
+        self.embed = nn.Linear(CHANNELS - 3, hidden)
+        self.blocks = nn.ModuleList(Block(hidden, edge, 2 * (basis + 1), 0) for _ in range(layers))
+        self.out = nn.Sequential(
+            nn.LayerNorm(hidden), nn.Linear(hidden, hidden), nn.SiLU(), nn.Linear(hidden, 1)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
+        positions, n = x[..., :3], x.shape[1]
+        others = 1 - torch.eye(n, dtype=x.dtype, device=x.device)[..., None]
+        start = self.basis(_pairs(positions)[1])
+        h, e = self.embed(x[..., 3:]), x.new_zeros(len(x), n, n, self.edge)
+        for block in self.blocks:
+            h, _, e = block(h, positions, e, start, self.basis, others)
+        return self.out(h).mean((1, 2))
+
+
+class Protocol:
+    """Parts, units and files of one property.
+
+    Attributes:
+        name: "alpha", "mu" or "gap".
+        data: QM9 with its split.
+        evaluator_half, generator_half: of the training part, by EDM's permutation (seed 42).
+        mean, scale: mean and mean absolute deviation on the valid part.
+    """
+
+    def __init__(self, name: str, dataset: str = "heavy7", home: Path | None = None) -> None:
+        """``home``: folder of the files, default: of the shipped ones.
+
+        Raises:
+            ValueError: another property.
+        """
+        if name not in UNITS:
+            raise ValueError(f"no property {name!r} here: choose from {', '.join(UNITS)}")
+        self.name, self.dataset = name, dataset
+        self.home = data_root() / "molecules" if home is None else home
+        self.data = load_qm9(dataset)
+        self.data.check(require=[name])
+        train, values = self.data.part("train"), self.data.part("valid").property(name)
+        order = np.random.RandomState(42).permutation(len(train))
+        self.evaluator_half = train.subset(order[: len(train) // 2])
+        self.generator_half = train.subset(order[len(train) // 2 :])
+        self.mean = float(values.mean())
+        self.scale = float(np.abs(values - values.mean()).mean())
+
+    def normalised(self, values: np.ndarray) -> Tensor:
+        """(n,) float32, from the property's unit: what networks predict and are told."""
+        return torch.from_numpy((values - self.mean) / self.scale).float()
+
+    def path(self, kind: str, ending: str = "_samples.npz") -> Path:
+        """File of a network (ending ".safetensors") or of its samples."""
+        return self.home / f"property_{self.dataset}_{self.name}_{kind}{ending}"
+
+    def regressor(self, kind: str) -> Regressor:
+        """The "evaluator" or the "reward" network, once `train_regressor` has written it."""
+        tensors, metadata = load_tensors(self.path(kind, ".safetensors"))
+        network = Regressor(**metadata["network"])
+        network.load_state_dict({key: value.float() for key, value in tensors.items()})
+        return network.eval()
+
+    def error(self, network: nn.Module, molecules: MoleculeSet, wanted: np.ndarray) -> float:
+        """Mean absolute error of a network's word to (n,) values, in the property's unit."""
+        return self.scale * float(
+            (predict(network, molecules) - self.normalised(wanted)).abs().mean()
+        )
+
+
+def labelled_batches(
+    molecules: MoleculeSet, label: Tensor, batch: int, weight: Tensor | None = None
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """`model.sized_batches` with the label (n,) of each molecule: endless (x, labels of x)."""
+    weight = torch.ones(len(molecules)) if weight is None else weight
+    groups = [torch.from_numpy(i) for i in molecules.by_size().values()]
+    groups = [i for i in groups if weight[i].sum() > 0]
+    encoded = [encode(molecules.subset(i.numpy()), int(molecules.n_atoms[i[0]])) for i in groups]
+    share = torch.stack([weight[i].sum() for i in groups])
+    while True:
+        k = int(torch.multinomial(share, 1))
+        chosen = torch.multinomial(weight[groups[k]], batch, replacement=True)
+        yield encoded[k][chosen], label[groups[k]][chosen]
+
+
+@torch.no_grad()
+def predict(network: nn.Module, molecules: MoleculeSet, batch: int = 500) -> Tensor:
+    """(n,) normalised values of n molecules."""
+    values = torch.empty(len(molecules))
+    for n, indices in molecules.by_size().items():
+        for part in np.array_split(indices, -(-len(indices) // batch)):
+            values[torch.from_numpy(part)] = network(encode(molecules.subset(part), n))
+    return values
+
+
+def train_regressor(
+    protocol: Protocol, kind: str, preset: str, out: Path, command: str, lr: float = 1e-3
+) -> Regressor:
+    """The "evaluator" or the "reward" network, on its half by mean absolute error; made once.
+
+    Its checkpoint is in ``out``; ``command`` is for the file's metadata.
+
+    Raises:
+        ValueError: another kind.
+    """
+    if kind not in REGRESSORS:
+        raise ValueError(f"no network {kind!r}: choose from {', '.join(REGRESSORS)}")
+    weights = protocol.path(kind, ".safetensors")
+    if not weights.exists():
+        half = protocol.evaluator_half if kind == "evaluator" else protocol.generator_half
+        torch.manual_seed(REGRESSORS.index(kind))
+        label = protocol.normalised(half.property(protocol.name))
+        batches = labelled_batches(half, label, TRAINING[preset]["batch"])
+
+        def loss(network: nn.Module) -> Tensor:
+            x, wanted = next(batches)
+            return (network(x) - wanted).abs()
+
+        train_and_save(
+            Regressor(**NETWORKS[preset]),
+            loss,
+            weights,
+            out / f"{weights.stem}.checkpoint.safetensors",
+            TRAINING[preset]["steps"],
+            lr,
+            {"property": protocol.name, "kind": kind, "batch": TRAINING[preset]["batch"]},
+            command,
+            bf16=False,  # its error is judged to a few thousandths
+        )
+    return protocol.regressor(kind)
