@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 import torch
 
+from rgdm_lib._data import data_path
 from rgdm_lib.molecules import experiments
-from rgdm_lib.molecules.data import encode, load_qm9, load_set
+from rgdm_lib.molecules.data import encode, load_qm9, load_set, save_set
 from rgdm_lib.molecules.model import (
+    BASE_SAMPLES,
     draw_sizes,
     load_model,
     molecule_diffusion,
@@ -22,7 +24,7 @@ from rgdm_lib.molecules.model import (
     training_times,
     weigh,
 )
-from rgdm_lib.training import load_tensors
+from rgdm_lib.training import load_tensors, save_weights
 
 BASE = ["-m", "rgdm_lib.course", "experiment", "molecules-base", "--preset", "quick", "--out"]
 
@@ -150,6 +152,56 @@ def _distance(a: torch.nn.Module, b: torch.nn.Module) -> float:
     pairs = zip(a.parameters(), b.parameters(), strict=True)
     with torch.no_grad():
         return sum(float((p - q).square().sum()) for p, q in pairs) ** 0.5
+
+
+def _qed_rises_with_the_strength(calls, slope):
+    """In place of sampling: a set whose QED says how far the denoiser is from the base."""
+    x_t, t = torch.randn(1, 12, 9), torch.tensor([300])
+    base = load_model()[0](x_t, t).detach()
+
+    @torch.no_grad()
+    def sample(denoiser, path, preset, seed, n, data, **settings):
+        guided = load_model(path.parent / "guided.safetensors")[0](x_t, t)
+        strength = float((denoiser(x_t, t) - base).sum() / (guided - base).sum())
+        calls.append((path.name, seed, strength))
+        columns = {"qed": np.full(n, 0.42 + slope * strength)}
+        columns |= {name: np.full(n, value) for name, value in settings.items()}
+        save_set(path, load_qm9().subset(range(n)).with_properties(**columns))
+
+    return sample
+
+
+def test_a_strength_meets_the_mean_of_the_payoff(tmp_path, monkeypatch):
+    """Set on two sets of the same noise, judged on a third one of other noise."""
+    calls = []
+    monkeypatch.setattr(experiments, "_sample_and_score", _qed_rises_with_the_strength(calls, 0.02))
+    guided, _ = load_model()
+    with torch.no_grad():
+        guided.out[3].bias += 0.01
+    for path in (
+        tmp_path / experiments.guided_name("data", 40, 0, ending=".safetensors"),
+        tmp_path / "guided.safetensors",
+    ):
+        save_weights(path, guided, {"network": guided.settings})
+    at_one = load_qm9().subset(range(40)).with_properties(qed=np.full(40, 0.45))
+    save_set(tmp_path / experiments.guided_name("data", 40, 0), at_one)
+    options = {"references": ("data",), "seeds": (0,), "shares": (40,)}
+    [path] = experiments.strengthen_qed("quick", tmp_path, **options)
+    target = experiments.targets(experiments.payoff_draw("data"))[40]
+    aim = float(target.expectation(target.reward))
+    (trial, noise, further), (final, other, strength) = calls
+    start = np.nanmean(load_set(data_path(BASE_SAMPLES)).property("qed"))
+    assert further == pytest.approx(1 + 1.5 * (aim - 0.45) / (0.45 - start), rel=1e-3)
+    rise = (0.42 + 0.02 * further - 0.45) / (further - 1)
+    assert strength == pytest.approx(1 + (aim - 0.45) / rise, rel=1e-3)
+    assert (noise, other, final) == (0, 3, path.name) and trial != final
+    assert load_set(path).property("strength") == pytest.approx(np.full(40, strength), rel=1e-3)
+    assert experiments.strengthen_qed("quick", tmp_path, **options) == [path] and len(calls) == 2
+    path.unlink()
+    save_set(tmp_path / experiments.guided_name("data", 40, 0),
+             at_one.with_properties(qed=np.full(40, 0.42)))  # fmt: skip
+    with pytest.raises(ValueError, match=r"mean QED 0.4200 is not above the base model's 0.4241"):
+        experiments.strengthen_qed("quick", tmp_path, **options)
 
 
 def test_targets_tilt_and_the_control_does_not():

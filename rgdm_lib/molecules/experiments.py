@@ -225,6 +225,17 @@ def load_guided(reference: str, share: int, seed: int, dataset: str = "heavy7") 
     return load_set(data_path(f"molecules/{guided_name(reference, share, seed, dataset)}"))
 
 
+def load_strengthened(
+    reference: str, share: int, seed: int, dataset: str = "heavy7"
+) -> MoleculeSet | None:
+    """Shipped samples at the strength that meets the payoff's mean QED; None if they do not ship.
+
+    Besides their QED they have the property strength, the same for all of them.
+    """
+    name = f"molecules/{guided_name(reference, share, seed, dataset, STRENGTHENED)}"
+    return load_set(data_path(name)) if name in read_manifest(data_root()) else None
+
+
 def guided_name(
     reference: str, share: int, seed: int, dataset: str = "heavy7", ending: str = "_samples.npz"
 ) -> str:
@@ -309,6 +320,9 @@ def strengthen_qed(
     The strength is set by two sets of samples, the shipped one (strength 1) and one past the aim,
     on the same noise; what is written, with property strength, are fresh ones. A set that is there
     is not made again.
+
+    Raises:
+        ValueError: a guided model whose mean QED is not above the base's, or does not rise.
     """
     home, dataset = _home(preset, out), DATA[preset]
     data = load_qm9(dataset).part("train")
@@ -335,6 +349,11 @@ def strengthen_qed(
                 n, target = GUIDED_SAMPLES[preset][share], wanted[share]
                 aim = float(target.expectation(target.reward))
                 at_one = float(np.nanmean(load_set(name("_samples.npz")).property("qed")))
+                if not at_one > start:
+                    raise ValueError(
+                        f"{name('')}: mean QED {at_one:.4f} is not above the base model's"
+                        f" {start:.4f}, so that no strength brings it to the payoff's: train longer"
+                    )
                 # the reward rises less than in proportion: half as far again as a line would go
                 further = 1 + STRETCH * (aim - at_one) / (at_one - start)
                 trial = out / f"{path.stem}_trial.npz"
