@@ -22,6 +22,7 @@ from rgdm_lib.shapes.model import (
     training_times,
 )
 from rgdm_lib.shapes.rewards import standing_margin, symmetry
+from rgdm_lib.training import load_tensors
 
 NORM = Normalisation(torch.tensor([0.0, 0.0, 1.0]), torch.tensor([1.0, 2.0, 0.5]), "by hand")
 
@@ -259,10 +260,14 @@ def test_a_stopped_rival_goes_on(name, base, compared, tmp_path, monkeypatch):
         assert torch.equal(_set(tmp_path, name)[0], _set(compared, name)[0])
 
 
-def test_particles_are_tilted(base, tmp_path, monkeypatch):
-    """By a reward of slope 1 / sd in the mean height, tau = 1: the mean moves by about one sd."""
+@pytest.mark.parametrize("n", [20, 60])
+def test_particles_are_tilted(n, base, tmp_path, monkeypatch):
+    """By a reward of slope 1 / sd in the mean height, tau = 1: the mean moves by about one sd.
+
+    60 evaluations: three looks at 20 particles, or one at the end, where weights do all.
+    """
     shutil.copy(base / "base.safetensors", tmp_path)
-    monkeypatch.setitem(experiments.GUIDANCE["quick"], "samples", 20)
+    monkeypatch.setitem(experiments.GUIDANCE["quick"], "samples", n)
     start = experiments.Start.load("quick", tmp_path)
     plain = start.sample(start.network, 0)[..., 2].mean(1)
     height = lambda x: x[..., 2].mean(1) / plain.std()  # noqa: E731
@@ -344,9 +349,9 @@ def test_strength_meets_the_payoffs_share_that_falls(base, tmp_path, monkeypatch
     stand = round(4000 * float(torch.tensor(0.5).sigmoid()))
     save_clouds(tmp_path / "base_samples.npz", torch.stack([up] * stand + [down] * (4000 - stand)))
     start = experiments.Start.load("quick", tmp_path)
-    checkpoint = tmp_path / "stands_seed0.checkpoint.safetensors"
+    trained, _ = load_tensors(tmp_path / "stands_seed0.checkpoint.safetensors")
     guided = load_model(tmp_path / "base.safetensors")[0]
-    guided.load_state_dict(experiments.checkpoint_weights(checkpoint))
+    guided.load_state_dict({k: trained[f"ema.module.{k}"] for k in guided.state_dict()})
     nets, drawn[:] = (start.network, guided), []
     (path,) = experiments.strengthen_guided("quick", tmp_path)
     share = experiments.stands(seen.points).mean()
@@ -393,9 +398,12 @@ def test_a_condition_asks_for_the_class_or_for_the_payoffs_rewards(tmp_path, mon
 
 def test_shipped_sets_are_those_in_the_manifest(monkeypatch):
     there = ["shapes/stands_seed0_samples.npz", "shapes/stands_seed2_samples.npz", "shapes/x.npz"]
+    there += ["shapes/ddpo_class_seed1_samples.npz", "shapes/stands_strength_seed0_samples.npz"]
     monkeypatch.setattr(experiments, "read_manifest", lambda root: dict.fromkeys(there, ""))
     assert experiments.shipped_seeds("stands") == [0, 2]
     assert experiments.shipped_seeds("control") == []
+    shipped = experiments.shipped_sets()
+    assert shipped == {"stands": [0, 2], "stands_strength": [0], "ddpo_class": [1]}
 
 
 def test_payoffs_are_tilted_by_what_they_name():

@@ -275,8 +275,14 @@ def shipped_seeds(name: str) -> list[int]:
     return [seed for seed in SEEDS if f"shapes/{guided_name(name, seed)}" in there]
 
 
+def shipped_sets() -> dict[str, list[int]]:
+    """Guided models, those at another strength and rivals that ship, each with its seeds."""
+    names = (*GUIDED, *(STRENGTHENED.format(name) for name in GUIDED), *RIVALS)
+    return {name: own for name in names if (own := shipped_seeds(name))}
+
+
 def load_guided(name: str, seed: int) -> tuple[Tensor, dict[str, Tensor]]:
-    """Shipped samples of a guided model or a rival: clouds, and ``margin`` and ``symmetry``."""
+    """Shipped samples of a guided model or a rival: clouds; ``margin``, ``symmetry``, settings."""
     return load_clouds(data_path(f"shapes/{guided_name(name, seed)}"))
 
 
