@@ -897,8 +897,12 @@ run.metric("payoff_falling_share", float(weight[standing.reward == 0].sum()), "1
 # reward. Two rivals stand beside it. `classifier_class` follows the gradient of a classifier of noisy clouds, trained on the
 # same shapes with their labels. *Best of 8* trains nothing: of each eight base samples it keeps the one with the highest
 # reward. The numbers below are computed here, from the sets of samples that ship. (`experiment shapes-rgdm` and
-# `shapes-rivals` make more: a control without reward, the label or the reward as an input, a learned value. Run them, and
-# their rows appear.)
+# `shapes-rivals` make more: a control without reward, the label or the reward as an input, a learned value, and the rivals of 06
+# and 07 that call the reward on samples of their own, 12,000 times like RGDM. Run them, and their rows appear.)
+#
+# Training stops on the way: of what falls, some is left. What was learned is a difference of two denoisers, and `experiment
+# shapes-strength` makes that difference longer, by the factor that brings the share that stands to the payoff's. One number
+# mends one mean; whether the *law* is right is what the other columns say.
 #
 # Two rewards want a chair. The *logit* has no upper end: among chairs it still pays more for some, so its payoff at a low
 # temperature (`class_ess10`) is not the law of chairs. The *log-probability* ends at 0. At a temperature of 1 its weights are
@@ -907,9 +911,7 @@ run.metric("payoff_falling_share", float(weight[standing.reward == 0].sum()), "1
 # **Predict.** Who makes more chairs in the end: who follows a gradient of the label, or who was only rewarded?
 
 # %%
-seeds = {
-    name: experiments.shipped_seeds(name) for name in (*experiments.GUIDED, *experiments.RIVALS)
-}
+seeds = experiments.shipped_sets()
 sets = {
     (name, seed): experiments.load_guided(name, seed)[0]
     for name, own in seeds.items()
@@ -922,8 +924,12 @@ if base_ships:
         sets[f"best_of_8_{name}", ""] = best_of_n.best_of(every, 8).x0
 print(
     f"{len(sets)} sets of samples:",
-    ", ".join(f"{k} {v}" for k, v in seeds.items() if v) or "none guided",
+    ", ".join(f"{k} {v}" for k, v in seeds.items()) or "none guided",
 )
+for name in seeds:
+    if name.endswith("_strength"):
+        factor = float(experiments.load_guided(name, seeds[name][0])[1]["strength"][0])
+        print(f"{name}: the difference from the base times {factor:.2f}")
 
 
 @torch.no_grad()
@@ -1000,8 +1006,9 @@ def against_chairs(clouds):
 
 right = {}
 for key in filter(
-    None, map(chosen, ("class_probability", "conditional_class", "classifier_class", "class_ess10"))
-):
+    None, map(chosen, ("class_probability", "conditional_class", "classifier_class", "class_ess10",
+                       "reward_weighted_class", "particles_class", "ddpo_class"))
+):  # fmt: skip
     if len(chairs_of[key]) >= n:
         right[key[0]] = against_chairs(chairs_of[key][:n])
         print(f"{key[0]}: 1-NNA-CD within the class {right[key[0]].mean():.3f} (n = {n})")
@@ -1035,13 +1042,15 @@ if "class_ess10" in right:
 # **Predict.** Which of the two has fewer chairs that fall, and what does it cost?
 
 # %%
-family = ("control", "stands", "steady", "conditional_steady", "value_steady")
+family = ("control", "stands", "stands_strength", "steady", "conditional_steady", "value_steady",
+          "reward_weighted_stands", "particles_stands")  # fmt: skip
 family = [("base", ""), ("best_of_8_steady", ""), *filter(None, map(chosen, family))]
 family = [key for key in family if key in sets and len(chairs_of[key]) >= 50]
 n = min([settings.compared, *(len(chairs_of[key]) for key in family)])
 upright = real_chairs[rewards.standing_margin(real_chairs) >= 0][: settings.compared]
 plane = {key[0]: (metrics.mmd(cd(chairs_of[key][:n], upright)), 1 - falling[key]) for key in family}
-for name, suffix in (("stands", "_stands"), ("steady", "")):
+reported = {"stands": "_stands", "stands_strength": "_stands_strength", "steady": ""}
+for name, suffix in reported.items():
     if name in plane:
         key = chosen(name)
         run.metric(f"falling_ratio{suffix}", falling["base", ""] / falling[key], "1", len(chairs_of[key]),
@@ -1055,12 +1064,11 @@ for name, suffix in (("stands", "_stands"), ("steady", "")):
 
 # %%
 of_exact = exact.estimate_parameters("chair", shapes.of("chair"))
-for name, suffix in (("stands", "_stands"), ("steady", "")):
+for name, suffix in reported.items():
     key = chosen(name)
     if key:
-        wanted = payoff.Draw(shapes.points, experiments.reward_named(name)(shapes.points)).weigh(
-            0.2
-        )
+        paid = experiments.reward_named(name.removesuffix("_strength"))
+        wanted = payoff.Draw(shapes.points, paid(shapes.points)).weigh(0.2)
         shares = [
             exact.class_shares(label[key], 3),
             exact.class_shares(shapes.label, 3, wanted.log_weight),
