@@ -38,6 +38,7 @@
 # - **weigh** samples by a reward that has no gradient, and **predict** how many still count
 # - **train** toward the payoff distribution by a weighted denoising loss
 # - **read** a result honestly: distance to the target, its floor, and what got worse
+# - **set** the strength of a guided model, and **tell** what a strength can and cannot repair
 
 # %% tags=["bootstrap"]
 # rgdm_lib.course.bootstrap.CELL
@@ -56,6 +57,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from IPython.display import Markdown, display
+from rdkit import Chem
 
 from rgdm_lib import payoff, rgdm, training
 from rgdm_lib._data import data_path
@@ -566,6 +568,41 @@ run.metric("base_qed_error", qed_base - float(same_sizes), "QED", len(stable_mad
 assert len(train) == len(pool.x0)
 
 # %% [markdown]
+# The base makes too much nitrogen out of carbon: the one error that longer training did not move. **Predict.** Is it spread
+# over all molecules, or does it sit in some of them? We split the stable samples by whether their graph is one of the
+# 3,921 that QM9 has of this size, and look for one group, an amine NH$_2$ on a saturated carbon.
+
+# %%
+amine = Chem.MolFromSmarts("[NX3;H2][CX4]")
+in_qm9 = set(metrics.smiles_edm(qm9)[0])
+few = stable_made.subset(range(2000))
+graphs = np.array(metrics.smiles_edm(few)[0])
+known = np.isin(graphs, list(in_qm9))
+
+
+def with_amine(smiles):
+    """Share of the graphs that have the group."""
+    found = [Chem.MolFromSmiles(graph).HasSubstructMatch(amine) for graph in smiles if graph]
+    return float(np.mean(found))
+
+
+nitrogen = data.ELEMENTS.index(7)
+rows = [["molecules of QM9", "", f"{element_shares(stable_train)[nitrogen]:.1%}",
+         f"{with_amine(in_qm9):.1%}", f"{float(qed[valued].mean()):.3f}"]]  # fmt: skip
+for name, part in (("samples that QM9 knows", known), ("samples that it does not", ~known)):
+    own = few.subset(part)
+    rows.append([name, f"{part.mean():.0%}", f"{element_shares(own)[nitrogen]:.1%}",
+                 f"{with_amine(graphs[part]):.1%}", f"{np.nanmean(own.property('qed')):.3f}"])  # fmt: skip
+table(["", "share", "nitrogen among the atoms", "with an amine NH2", "mean QED"], rows)
+assert with_amine(graphs[~known]) > 5 * with_amine(graphs[known])
+
+# %% [markdown]
+# It sits in one half. What QM9 knows is made with no more nitrogen than it should have. The other half are molecules that a
+# chemist would accept, amines above all, and QM9 hardly has them. (It took the neutral molecules of its source; that
+# basic amines stand there as ions is a likely reason.) No rule about bonds says so: a network has to read "no basic
+# amine" off 3,136 examples, and manages only in part. For the reference *data* this is an error of the base. For the
+# reference *model* it is simply how $p_{\text{ref}}$ is.
+#
 # ### The payoff distribution, sizes kept
 #
 # A reward $r$ and a temperature $\tau$ lead to $p^* \propto p_{\text{ref}} \exp(r/\tau)$ (notebook
@@ -947,22 +984,92 @@ for (name, seed), sets in all_sets.items():
 # their payoff. (Colder ones have had more steps: each starts from the warmer one, and that shows.) The weights are not to blame:
 # batches drawn by them have the payoff's QED to the third digit, see section 4. What is missing is missing in the network. A
 # figure further down shows where.
+
+# %% [markdown]
+# ### The strength
 #
-# From here on we look at one reference, the one whose models come closer to their payoff at 40 %, and at
-# one training seed (`SEED` picks it). A mean can be right by accident, so we also compare whole
-# histograms, by the Kolmogorov-Smirnov (KS) distance: the largest gap between two cumulative curves.
-# Its *floor* is what an exact sample of the same size would score.
+# The students stopped on the way, but they went in the right direction. Must they train for longer? What a student has
+# learned is a difference: its denoiser minus the base's. A difference can be multiplied when we sample:
+#
+# <!-- eq: strength | Jin et al. 2025, arXiv 2508.21016; the form is that of Ho & Salimans 2022, eq. 6 -->
+# $$
+# \varepsilon_s(x_t, t) = \varepsilon_{\text{base}}(x_t, t)
+# + s \,\big( \varepsilon_\theta(x_t, t) - \varepsilon_{\text{base}}(x_t, t) \big) .
+# $$
+#
+# The *strength* $s = 0$ is the base, $s = 1$ the student. If the student has learned one and the same fraction $f$ of the
+# tilt at all $x_t$ and $t$, then $s = 1/f$ is the target exactly. Nothing promises that the fraction is the same
+# everywhere, and a *finished* student at $s > 1$ would follow no payoff at any temperature (03 showed it for
+# classifier-free guidance, which has this form). So this has to be judged by whole laws. It costs a second network a step.
+#
+# Which $s$? The payoff distribution is the nearest to $p_{\text{ref}}$ of all with its mean reward; $1/\tau$ is the
+# multiplier that sets this mean (05). We set it once more. Take the samples at strength 1, with mean $m_1$, others at
+# some $s'$ beyond the aim, with mean $m_{s'}$, and the line through both. The payoff's mean $m^*$ is known, from the weights:
+#
+# <!-- eq: matching-strength | derived here -->
+# $$
+# s = 1 + (s' - 1)\, \frac{m^* - m_1}{m_{s'} - m_1} .
+# $$
+#
+# Both sets need their rewards: that is the price in evaluations. Judged are *fresh* samples at $s$, from other noise.
+# (`python -m rgdm_lib.course experiment molecules-strength`.)
+#
+# **Predict.** The mean is set now, so a gap closed of 1 proves little by itself. What could still be wrong? The shape of
+# the histogram, stability, the number of different molecules. Guess which of them gives way.
+
+# %%
+def ks_to_payoff(sample, name, share):
+    """KS distance of QED to the payoff's: the largest gap between the two cumulative curves."""
+    pool = pools[name]
+    weight = targets[name][share].log_weight.exp().numpy()
+    return metrics.ks_distance(sample, pool.reward.numpy(), weights_b=weight)
+
+
+targets = {name: experiments.targets(pools[name]) for name in runs}
+final_sets, rows = {}, []
+for (name, seed), sets in all_sets.items():
+    final_sets[name, seed] = dict(sets)
+    for share in shares:
+        stronger = experiments.load_strengthened(name, share, seed)
+        if stronger is None:
+            continue
+        final_sets[name, seed][share] = stronger
+        raw, values = sets[share].property("qed"), stronger.property("qed")
+        distance = [ks_to_payoff(sample, name, share) for sample in (raw, values)]
+        with_value = [np.isfinite(sample).mean() for sample in (raw, values)]
+        chance = np.nanstd(values) / np.isfinite(values).sum() ** 0.5
+        rows.append([name, seed, f"{share} %", f"{stronger.property('strength')[0]:.2f}",
+                     f"{gap_closed(sets, name, share, qed_base):.2f}",
+                     f"**{gap_closed(final_sets[name, seed], name, share, qed_base):.2f}**"
+                     f" ± {chance / (qed_payoff[name, share] - qed_base):.2f}",
+                     f"{distance[0]:.3f}", f"**{distance[1]:.3f}**", *(f"{v:.1%}" for v in with_value)])  # fmt: skip
+        assert distance[1] < 0.6 * distance[0] and with_value[1] > with_value[0] - 0.01
+table(["reference", "training seed", "ESS", "strength s", "gap closed at 1", "at s", "KS to the payoff at 1",
+       "at s", "with a value at 1", "at s"], rows)  # fmt: skip
+
+# %% [markdown]
+# One number brings the mean to the payoff's, and most of the histogram with it: look at the two columns of KS, and
+# at the spikes in the figure below, which nobody fitted. Fewer molecules without a value come out, not more. So what the student
+# had learned was the tilt, evenly enough, only too little of it.
+#
+# It is no free lunch. A multiplier cannot tell the tilt from the student's mistakes. The table of atoms further down shows
+# one of them grown: nitrogen goes past the payoff's share, the amines of section 2. Training longer has no such side effect;
+# a strength costs no training.
+#
+# From here on we look at one reference, the one whose models come closer to their payoff at 40 %, at
+# one training seed (`SEED` picks it), and at the strength $s$ (a model without one is shown at 1). A KS
+# distance has a *floor*: what an exact sample of the same size would score.
 
 # %%
 def miss(name):
     """Mean distance of the gap closed at ESS 40 % from 1."""
-    return np.mean([abs(1 - gap_closed(all_sets[name, s], name, 40, qed_base)) for s in runs[name]])
+    return np.mean([abs(1 - gap_closed(final_sets[name, s], name, 40, qed_base)) for s in runs[name]])
 
 
 best = min(runs, key=miss)
 seed = runs[best][SEED % len(runs[best])]
-sets = all_sets[best, seed]
-pool, target = pools[best], experiments.targets(pools[best])
+sets = final_sets[best, seed]
+pool, target = pools[best], targets[best]
 reference, qed, strata, tau = pool.x0, pool.reward, pool.strata, experiments.temperatures(pool)
 valued = torch.isfinite(qed)
 values = {share: sets[share].property("qed") for share in experiments.SHARES}
@@ -973,19 +1080,14 @@ scores = {share: metrics.evaluate(equal[share], train, held_out) for share in ex
 base_m = metrics.evaluate(samples.subset(range(min(m, n))), train, held_out)
 
 
-def ks_to_payoff(sample, share):
-    weight = target[share].log_weight.exp().numpy()
-    return metrics.ks_distance(sample, qed.numpy(), weights_b=weight)
-
-
 def ks_floor(share, repeats=20):
     weight = target[share].log_weight.exp()
     count = int(has[share].sum())
     exact = (qed[torch.multinomial(weight, count, replacement=True)] for _ in range(repeats))
-    return float(np.mean([ks_to_payoff(sample.numpy(), share) for sample in exact]))
+    return float(np.mean([ks_to_payoff(sample.numpy(), best, share) for sample in exact]))
 
 
-ks = {share: (ks_to_payoff(values[share], share), ks_floor(share)) for share in experiments.SHARES}
+ks = {share: (ks_to_payoff(values[share], best, share), ks_floor(share)) for share in experiments.SHARES}
 print(f"reference {best}, training seed {seed}; quality below on {m:,} samples each")
 
 # %%
@@ -996,46 +1098,52 @@ def model_row(name, qeds, score, distance):
             f"{score['memorisation_ratio']:.2f}", distance]  # fmt: skip
 
 
+graphs = np.array(metrics.smiles_edm(reference)[0], dtype=object)
 rows = [model_row("base", made_qed, base_m, "")]
 rows.append(model_row("control (reward off)", values[100], scores[100], f"{ks[100][0]:.3f}"))
 for share in shares:
-    rows.append([f"payoff, ESS {share} %", f"{qed_payoff[best, share]:.4f}", "100 %", "100 %", "100 %", "",
-                 "", f"{ks[share][1]:.3f} (floor)"])  # fmt: skip
+    exact = torch.multinomial(target[share].log_weight.exp(), m, replacement=True).numpy()
+    rows.append([f"payoff, ESS {share} %", f"{qed_payoff[best, share]:.4f}", "100 %", "100 %", "100 %",
+                 f"{len(set(graphs[exact])) / m:.1%}", "", f"{ks[share][1]:.3f} (floor)"])  # fmt: skip
     rows.append(model_row(f"**guided, ESS {share} %**", values[share], scores[share], f"{ks[share][0]:.3f}"))
 table(["", "mean QED", "stable", "a graph by the lenient rule", "valid", f"unique of {m:,}",
        "memorisation", "KS to its payoff"], rows)  # fmt: skip
 
 # %% [markdown]
-# Rows "payoff" are what a perfect student would score. (All of its molecules have a value by
-# construction: no value means weight 0.) Compare *guided* with the row above it, with the control, and
+# Rows "payoff" are what a perfect student would score: it draws from the reference's molecules, so it repeats
+# them, and what it draws has a value (no value means weight 0). Compare *guided* with the row above it, with the control, and
 # only then with the base.
 
 # %%
 for share in shares:
     closed = {}
     for name, seeds in runs.items():
-        own = all_sets[name, seeds[SEED % len(seeds)]]
-        start = np.nanmean(own[100].property("qed"))
-        closed[name] = float(gap_closed(own, name, share, qed_base))
-        where = (
-            f"of a guided model (RGDM, reference {name}, ESS {share} %), "
-            f"{len(own[share]):,} samples, {model.SAMPLING_STEPS} of T = {diffusion.T} sampling steps spaced "
-            "quadratically, eta = 1; values: stable by EDM's rule, in one piece"
-        )
-        count = int(np.isfinite(own[share].property("qed")).sum())
-        run.metric(f"qed_model_{name}_ess{share}", np.nanmean(own[share].property("qed")), "QED", count,
-                   f"mean QED over samples with a value {where}")  # fmt: skip
-        run.metric(f"qed_gap_closed_{name}_ess{share}", closed[name], "1", count,
-                   f"(QED_model - QED_base) / (QED_payoff - QED_base) {where}")  # fmt: skip
+        key = (name, seeds[SEED % len(seeds)])
+        start = np.nanmean(all_sets[key][100].property("qed"))
+        for metric, own, at in (("qed_gap_closed", final_sets[key], "the strength that meets the payoff's mean, set "
+                                 "on other samples (1 where none ships)"),
+                                ("qed_gap_closed_at_1", all_sets[key], "strength 1")):  # fmt: skip
+            where = (
+                f"of a guided model (RGDM, reference {name}, ESS {share} %) at {at}, "
+                f"{len(own[share]):,} samples, {model.SAMPLING_STEPS} of T = {diffusion.T} sampling steps spaced "
+                "quadratically, eta = 1; values: stable by EDM's rule, in one piece"
+            )
+            count = int(np.isfinite(own[share].property("qed")).sum())
+            closed[metric, name] = float(gap_closed(own, name, share, qed_base))
+            run.metric(f"{metric}_{name}_ess{share}", closed[metric, name], "1", count,
+                       f"(QED_model - QED_base) / (QED_payoff - QED_base) {where}")  # fmt: skip
+        own = all_sets[key]
         run.metric(f"qed_gap_closed_from_control_{name}_ess{share}",
                    float(gap_closed(own, name, share, start)), "1", count,
                    f"(QED_model - QED_control) / (QED_payoff - QED_control) {where}")  # fmt: skip
-    run.metric(f"qed_gap_closed_ess{share}", closed[best], "1", len(sets[share]),
-               "(QED_model - QED_base) / (QED_payoff - QED_base) of the better of the references data and "
-               "model: the one whose gap at ESS 40 % is nearer to 1 over the training seeds")  # fmt: skip
+    for metric, at in (("qed_gap_closed", "the strength that meets the payoff's mean, set on other samples"),
+                       ("qed_gap_closed_at_1", "strength 1")):  # fmt: skip
+        run.metric(f"{metric}_ess{share}", closed[metric, best], "1", len(sets[share]),
+                   f"(QED_model - QED_base) / (QED_payoff - QED_base) at {at}, of the better of the references data and "
+                   "model: the one whose gap at ESS 40 % is nearer to 1 over the training seeds")  # fmt: skip
 
 # %%
-where = f"of the guided model at ESS 40 %, the better reference; equal numbers of samples ({m:,})"
+where = f"of the guided model at ESS 40 %, the better reference, at its strength; equal numbers of samples ({m:,})"
 run.metric("qed_ks_ess40", ks[40][0], "1", int(has[40].sum()),
            "KS distance of QED, samples with a value, to the payoff's weighted reference; the floor is the "
            "mean of 20 exact samples of the same size", floor=ks[40][1])  # fmt: skip
@@ -1063,16 +1171,19 @@ for ax, share in zip(axes, experiments.SHARES, strict=True):
     weight = target[share].log_weight[valued].exp()
     ax.hist(qed[valued], bins, density=True, color="0.85", label="reference")
     ax.hist(qed[valued], bins, weights=weight, density=True, histtype="step", lw=1.8, label="payoff")
-    ax.hist(values[share][has[share]], bins, density=True, histtype="step", lw=1.8, label="model")
+    ax.hist(values[share][has[share]], bins, density=True, histtype="step", lw=1.8, label="model at s")
+    if share < 100:
+        raw = all_sets[best, seed][share].property("qed")
+        ax.hist(raw[np.isfinite(raw)], bins, density=True, histtype="step", ls=":", lw=1.4, label="model at 1")
     ax.set(xlabel="QED", title="control" if share == 100 else f"ESS {share} %")
 axes[0].set_ylabel("density (1 / QED)")
-axes[0].legend(fontsize=8, loc="upper left")
+axes[1].legend(fontsize=8, loc="upper left")
 run.figure(
     fig,
     "qed_histograms",
     alt="Four panels of QED histograms, control and ESS 80, 40 and 10 percent: reference in grey, payoff "
-    "and model as outlines.",
-    see="blue is where the model should be, orange where it is.",
+    "and model as outlines, the model at strength 1 dotted.",
+    see="blue is where the model should be, orange where it is, dotted green where it was at strength 1.",
 )
 
 # %% [markdown]
@@ -1172,16 +1283,20 @@ for colour, share in zip(("C3", "C0", "C1", "C2"), experiments.SHARES, strict=Tr
         ax.plot(kl_of_histogram(qed.numpy(), weight), qed_payoff[best, share], "o", color=colour, mfc="none",
                 ms=9, label=f"payoff, sizes kept, {word}")  # fmt: skip
     for s in runs[best]:
-        sample = all_sets[best, s][share].property("qed")
-        ax.plot(kl_of_histogram(sample), np.nanmean(sample), "x", color=colour,
-                label=f"model, {word}" if s == runs[best][0] else None)  # fmt: skip
+        for sets_of, marker, at in ((final_sets, "x", " at s"), (all_sets, "+", " at 1")):
+            if share == 100 and sets_of is all_sets:
+                continue
+            sample = sets_of[best, s][share].property("qed")
+            ax.plot(kl_of_histogram(sample), np.nanmean(sample), marker, color=colour,
+                    label=f"model, {word}{at if share < 100 else ''}" if s == runs[best][0] else None)  # fmt: skip
 ax.set(xlabel="KL of the QED histogram from the reference (nats)", ylabel="mean QED")
 ax.legend(fontsize=7)
 run.figure(
     fig,
     "reward_against_distance",
     alt="Mean QED against KL divergence from the reference: a rising, flattening curve for the free "
-    "payoff, circles for the payoff with sizes kept, crosses for the models, a square for the base.",
+    "payoff, circles for the payoff with sizes kept, crosses for the models, plus signs for them at "
+    "strength 1, a square for the base.",
     see="circles are the targets. A cross below the dashed curve bought its reward too dearly.",
 )
 
@@ -1229,7 +1344,7 @@ for share in experiments.SHARES:
 #
 # - **Stability.** Only stable molecules have a value, so training should raise this share, the control's
 #   too. What the control gains is re-training's gain, not the reward's.
-# - **Uniqueness must fall** as the target narrows: fewer distinct molecules carry the weight.
+# - **Uniqueness must fall** as the target narrows: fewer distinct molecules carry the weight. The payoff's rows say how far.
 # - **Memorisation.** A falling ratio means that high QED is close to training molecules, or that few
 #   molecules were seen very often. With the reference *data* the student sees training molecules.
 # - **The judge is the graph's.** A physical energy would be the stricter judge.
@@ -1295,6 +1410,8 @@ run.figure(
 # - Samples come from one neutral sampler; a cold one buys stability by narrowing the law.
 # - Success is closeness to the payoff: gap near 1, KS near its floor, no loss of stability, and all of it
 #   counted from a control that was trained the same way without the reward.
+# - A student that stopped half way can be made stronger when sampling: multiply what it learned, by the number that
+#   brings the mean reward to the payoff's, and check the rest of the law.
 
 # %% [markdown]
 # ## Results
@@ -1313,6 +1430,8 @@ run.finish()
 # - **Reward 0 for the invalid**, instead of no value, leaves them weight $e^{0/\tau}$, which is not 0.
 # - **Tilted sizes unnoticed.** Part of a QED gain can be just larger molecules.
 # - **A sampler that is not neutral.** Train on its samples, sample again: its bias counts twice.
+# - **A strength taken for a temperature.** It makes up for unfinished training. On a finished student it samples
+#   no payoff distribution, and it multiplies mistakes as well.
 # - **No control.** Re-training alone moves stability and QED; without the control row that is the reward's.
 # - **A lenient value.** A reward for whatever RDKit can read pays for broken geometries.
 #
@@ -1325,6 +1444,9 @@ run.finish()
 # - Ramakrishnan et al. 2014, *Quantum chemistry structures and properties of 134 kilo molecules*
 # - Zhang & Xu 2023, *Towards controllable diffusion models via reward-guided exploration*,
 #   arXiv 2304.07132: the method's origin
+# - Jin et al. 2025, *Inference-time alignment control for diffusion models with reinforcement learning guidance*,
+#   arXiv 2508.21016: the strength, for models tuned by RL (it is the colder payoff only for Gaussians with one width)
+# - Zheng et al. 2024, *Model extrapolation expedites alignment*, arXiv 2404.16792: the same on weights
 #
 # ## Next
 #

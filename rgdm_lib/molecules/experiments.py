@@ -8,6 +8,7 @@ ships into ``data/molecules``.
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import replace
@@ -22,6 +23,7 @@ from rgdm_lib.diffusion import Denoiser
 from rgdm_lib.molecules import rewards
 from rgdm_lib.molecules.data import POSITION_UNIT, MoleculeSet, load_qm9, load_set, save_set
 from rgdm_lib.molecules.egnn import EGNN
+from rgdm_lib.molecules.guiding import equal_weights, strength_for, train_and_save
 from rgdm_lib.molecules.model import (
     SAMPLING_STEPS,
     draw_sizes,
@@ -34,7 +36,7 @@ from rgdm_lib.molecules.model import (
     weighted_batches,
 )
 from rgdm_lib.payoff import Draw, Weighted, temperature_for_ess
-from rgdm_lib.strength import matching_strength, strengthen
+from rgdm_lib.strength import strengthen
 from rgdm_lib.training import Trainer, muon, save_weights
 
 NETWORKS = {
@@ -60,7 +62,6 @@ SHARES = (100, 80, 40, 10)
 REFERENCES = ("data", "model")
 SEEDS = (0, 1, 2)
 STRENGTHENED = "_strengthened_samples.npz"
-STRETCH = 1.5
 REDRAW_TIMES = (100, 200, 300, 400, 500, 700, 1000)
 # a mild tilt moves the mean little, so it takes more samples to measure
 GUIDED_SAMPLES = {
@@ -203,9 +204,8 @@ def temperatures(draw: Draw) -> dict[int, float]:
 
 def targets(draw: Draw) -> dict[int, Weighted]:
     """Share in % -> the reference under its payoff weights; equal weights for the control."""
-    flat = replace(draw, reward=torch.where(draw.reward.isfinite(), 0.0, math.nan))
     return {
-        share: flat.weigh(1.0) if math.isinf(tau) else draw.weigh(tau)
+        share: equal_weights(draw) if math.isinf(tau) else draw.weigh(tau)
         for share, tau in temperatures(draw).items()
     }
 
@@ -285,25 +285,16 @@ def guide_qed(
                     return diffusion.loss(net, next(batches), times=times)
 
                 print(f"reference {reference}, seed {seed}, ESS {share} %", flush=True)
-                trainer = Trainer(
+                ema = train_and_save(
                     network,
                     loss,
+                    weights,
+                    out / f"{weights.stem}.checkpoint.safetensors",
                     setting["steps"],
-                    lr=lr,
-                    optimizer=muon,
-                    decay_share=0.5,
-                    bf16=True,
-                    checkpoint=out / f"{weights.stem}.checkpoint.safetensors",
-                    config={"reference": reference, "seed": seed, "share": share, **setting},
+                    lr,
+                    {"reference": reference, "seed": seed, "share": share, **setting},
+                    _command("molecules-qed", preset),
                 )
-                ema = trainer.run(log_every=100)
-                network.load_state_dict(ema.state_dict())
-                details = {
-                    "network": ema.settings,
-                    "command": _command("molecules-qed", preset),
-                    "history": trainer.history[:: max(1, len(trainer.history) // 200)],
-                }
-                save_weights(weights, ema, details)
                 _sample_and_score(ema, path, preset, seed, GUIDED_SAMPLES[preset][share], data)
     return written
 
@@ -331,45 +322,37 @@ def strengthen_qed(
     if preset != "quick":
         base.compile(dynamic=True)
         guided.compile(dynamic=True)
-    start = float(np.nanmean(load_set(_base(dataset, "_samples.npz")).property("qed")))
+    start = _mean_qed(_base(dataset, "_samples.npz"))
+    wanted = {reference: targets(payoff_draw(reference, dataset)) for reference in references}
     written = []
-    for reference in references:
-        wanted = targets(payoff_draw(reference, dataset))
-        for seed in seeds:
-            for share in shares:
+    for reference, seed, share in itertools.product(references, seeds, shares):
+        weights, at_one, path = (
+            home / guided_name(reference, share, seed, dataset, ending)
+            for ending in (".safetensors", "_samples.npz", STRENGTHENED)
+        )
+        written.append(path)
+        if path.exists():
+            continue
+        guided.load_state_dict(load_model(weights)[0].state_dict())
+        n, target = GUIDED_SAMPLES[preset][share], wanted[reference][share]
+        trial = out / f"{path.stem}_trial.npz"
 
-                def name(ending: str, key: tuple = (reference, share, seed, dataset)) -> Path:
-                    return home / guided_name(*key, ending)
+        def measure(strength: float, seed: int = seed, n: int = n, trial: Path = trial) -> float:
+            denoiser = strengthen(guided, base, strength)
+            _sample_and_score(denoiser, trial, preset, seed, n, data)
+            return _mean_qed(trial)
 
-                path = name(STRENGTHENED)
-                written.append(path)
-                if path.exists():
-                    continue
-                guided.load_state_dict(load_model(name(".safetensors"))[0].state_dict())
-                n, target = GUIDED_SAMPLES[preset][share], wanted[share]
-                aim = float(target.expectation(target.reward))
-                at_one = float(np.nanmean(load_set(name("_samples.npz")).property("qed")))
-                if not at_one > start:
-                    raise ValueError(
-                        f"{name('')}: mean QED {at_one:.4f} is not above the base model's"
-                        f" {start:.4f}, so that no strength brings it to the payoff's: train longer"
-                    )
-                # the reward rises less than in proportion: half as far again as a line would go
-                further = 1 + STRETCH * (aim - at_one) / (at_one - start)
-                trial = out / f"{path.stem}_trial.npz"
-                denoiser = strengthen(guided, base, further)
-                _sample_and_score(denoiser, trial, preset, seed, n, data)
-                at_further = float(np.nanmean(load_set(trial).property("qed")))
-                strength = matching_strength(((1.0, at_one), (further, at_further)), aim)
-                print(
-                    f"{path.stem}: mean QED {at_one:.4f}, {at_further:.4f} at strength"
-                    f" {further:.3f}, wanted {aim:.4f}: strength {strength:.3f}",
-                    flush=True,
-                )
-                denoiser = strengthen(guided, base, strength)
-                fresh = seed + len(SEEDS)  # other noise than what chose the strength
-                _sample_and_score(denoiser, path, preset, fresh, n, data, strength=strength)
+        aim = float(target.expectation(target.reward))
+        strength = strength_for(aim, start, _mean_qed(at_one), measure)
+        print(f"{path.stem}: strength {strength:.3f}", flush=True)
+        denoiser = strengthen(guided, base, strength)
+        fresh = seed + len(SEEDS)  # other noise than what chose the strength
+        _sample_and_score(denoiser, path, preset, fresh, n, data, strength=strength)
     return written
+
+
+def _mean_qed(path: Path) -> float:
+    return float(np.nanmean(load_set(path).property("qed")))
 
 
 def redraw_qed(preset: str, out: Path, share: int = 40, n: int = 300) -> list[Path]:

@@ -10,6 +10,7 @@ from rgdm_lib import payoff, schedules
 from rgdm_lib.diffusion import Diffusion
 from rgdm_lib.molecules.data import center
 from rgdm_lib.payoff import Draw
+from rgdm_lib.strength import matching_strength, strengthen
 from rgdm_lib.worlds.mixtures import GaussianMixture
 from rgdm_lib.worlds.rewards import Linear
 
@@ -174,3 +175,55 @@ def kl_of_the_payoff(formula=lambda mean, tau, log_z: mean / tau - log_z):
     z = (REWARDS / TAU).exp().mean()
     p = w.log_weight.exp()
     close(formula(w.expectation(REWARDS), TAU, z.log()), (p * (10 * p).log()).sum())
+
+
+# ---- strength --------------------------------------------------------------------------------
+
+
+def exact(mean):
+    """Exact denoiser of N(mean, 1): sqrt(1 - alpha_bar) (x_t - sqrt(alpha_bar) mean)."""
+    ab = DIFFUSION.schedule.alpha_bar
+
+    def eps(x_t, t, cond=None):
+        return (1 - ab[t]).sqrt()[:, None] * (x_t - ab[t].sqrt()[:, None] * mean)
+
+    return eps
+
+
+LEARNED = 0.4  # of the tilt from N(0, 1) to N(1 / tau, 1), the payoff of r = x
+
+
+@equation(
+    "strength",
+    mutations={
+        "counted from the student": {"formula": lambda own, start, s: own + s * (own - start)},
+        "the student alone": {"formula": lambda own, start, s: s * own},
+        "roles exchanged": {"formula": lambda own, start, s: own + s * (start - own)},
+        "the reference twice": {"formula": lambda own, start, s: start + s * own},
+    },
+)
+def strength(
+    formula=lambda own, start, s: strengthen(lambda *_: own, lambda *_: start, s)(None, None),
+):
+    """A student with part of the tilt, at one over that part, is the payoff's exact denoiser."""
+    x_t, t = torch.randn(7, 1, dtype=torch.float64), torch.tensor([1, 5, 10, 20, 30, 39, 40])
+    own, start = exact(LEARNED / TAU)(x_t, t), exact(0.0)(x_t, t)
+    close(formula(own, start, 1 / LEARNED), exact(1 / TAU)(x_t, t))
+    close(formula(own, start, 1.0), own)
+
+
+@equation(
+    "matching-strength",
+    mutations={
+        "counted from 0": {"formula": lambda one, far, aim, s: s * (aim - one) / (far - one)},
+        "inverted": {"formula": lambda one, far, aim, s: 1 + (s - 1) * (far - one) / (aim - one)},
+        "to the far end": {"formula": lambda one, far, aim, s: 1 + s * (aim - one) / (far - one)},
+        "in proportion": {"formula": lambda one, far, aim, s: aim / one},
+    },
+)
+def matching_strength_of_a_line(
+    formula=lambda one, far, aim, s: matching_strength(((1.0, one), (s, far)), aim),
+):
+    """A student with part of the tilt from N(1, 1): at strength s its mean is 1 + s part / tau."""
+    mean = [1 + s * LEARNED / TAU for s in (1.0, 1.8)]
+    close(torch.tensor(formula(*mean, 1 + 1 / TAU, 1.8)).double(), 1 / LEARNED)
