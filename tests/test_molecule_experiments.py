@@ -174,7 +174,7 @@ def _qed_rises_with_the_strength(calls, slope):
 def test_a_strength_meets_the_mean_of_the_payoff(tmp_path, monkeypatch):
     """Set on two sets of the same noise, judged on a third one of other noise."""
     calls = []
-    monkeypatch.setattr(experiments, "_sample_and_score", _qed_rises_with_the_strength(calls, 0.02))
+    monkeypatch.setattr(experiments, "sample_and_score", _qed_rises_with_the_strength(calls, 0.02))
     guided, _ = load_model()
     with torch.no_grad():
         guided.out[3].bias += 0.01

@@ -71,16 +71,18 @@ GUIDED_SAMPLES = {
 }
 
 
-def _home(preset: str, out: Path) -> Path:
+def output_folder(preset: str, out: Path) -> Path:
+    """Where files go: of preset quick into the run's folder, of the others into ``data``."""
     return out if preset == "quick" else data_root() / "molecules"
 
 
-def _base(dataset: str, ending: str = ".safetensors") -> Path:
+def base_file(dataset: str, ending: str = ".safetensors") -> Path:
     """What ships of the base model."""
     return data_path(f"molecules/base_{dataset}{ending}")
 
 
-def _command(name: str, preset: str) -> str:
+def command_line(name: str, preset: str) -> str:
+    """The command of an experiment, for the metadata of what it makes."""
     return f"python -m rgdm_lib.course experiment {name} --preset {preset}"
 
 
@@ -115,19 +117,19 @@ def train_base(preset: str, out: Path, lr: float = 1.5e-3, until: int = 0) -> Pa
     ema = trainer.run(until=until or None, log_every=setting["log_every"])
     if until:
         return trainer.checkpoint
-    name = _home(preset, out) / f"base_{DATA[preset]}.safetensors"
+    name = output_folder(preset, out) / f"base_{DATA[preset]}.safetensors"
     details = {
         "network": network,
-        "command": _command("molecules-base", preset),
+        "command": command_line("molecules-base", preset),
         "molecules_seen": trainer.step * batch,
         "history": trainer.history[:: max(1, len(trainer.history) // 200)],
     }
     save_weights(name, ema, details)
     path = name.with_name(name.stem + "_samples.npz")
-    return _sample_and_score(ema, path, preset, 0, SAMPLES[preset], data)
+    return sample_and_score(ema, path, preset, 0, SAMPLES[preset], data)
 
 
-def _sample_and_score(
+def sample_and_score(
     denoiser: Denoiser,
     path: Path,
     preset: str,
@@ -136,7 +138,7 @@ def _sample_and_score(
     data: MoleculeSet,
     **settings: float,
 ) -> Path:
-    """Sample n molecules and write them with their QED and the settings, a column each.
+    """Sample n molecules and write them with their QED; ``settings``: further columns of one value.
 
     Sizes and noise depend on the seed alone: models are compared on the same draws.
     """
@@ -146,10 +148,10 @@ def _sample_and_score(
         denoiser, sizes, STEPS[preset], bf16=preset != "quick", progress=True
     )
     columns = {name: np.full(n, value) for name, value in settings.items()}
-    return _score(molecules.with_properties(**columns), path, preset)
+    return write_scored(molecules.with_properties(**columns), path, preset)
 
 
-def _score(molecules: MoleculeSet, path: Path, preset: str) -> Path:
+def write_scored(molecules: MoleculeSet, path: Path, preset: str) -> Path:
     """Write samples with their QED (NaN: no value)."""
     # what the file will hold: finite positions in its range, rounded. A diverged sample falls to
     # pieces there and has no value
@@ -163,12 +165,12 @@ def _score(molecules: MoleculeSet, path: Path, preset: str) -> Path:
 
 def sample_base(preset: str, out: Path) -> Path:
     """10,000 samples of the shipped base model, with QED."""
-    model, _ = load_model(_base(DATA[preset]))
+    model, _ = load_model(base_file(DATA[preset]))
     if preset != "quick":
         model.compile(dynamic=True)
-    path = _home(preset, out) / f"base_{DATA[preset]}_samples.npz"
+    path = output_folder(preset, out) / f"base_{DATA[preset]}_samples.npz"
     data = load_qm9(DATA[preset]).part("train")
-    return _sample_and_score(model, path, preset, 0, SAMPLES[preset], data)
+    return sample_and_score(model, path, preset, 0, SAMPLES[preset], data)
 
 
 def payoff_draw(reference: str, dataset: str = "heavy7") -> Draw:
@@ -187,7 +189,7 @@ def payoff_draw(reference: str, dataset: str = "heavy7") -> Draw:
         pool = load_qm9(dataset).part("train")
         qed = rewards.qed(pool)
     else:
-        pool = load_set(_base(dataset, "_samples.npz"))
+        pool = load_set(base_file(dataset, "_samples.npz"))
         qed = torch.from_numpy(pool.property("qed"))
     return Draw(pool, qed, torch.from_numpy(pool.n_atoms))
 
@@ -259,9 +261,9 @@ def guide_qed(
 
     Each network is written with a set of its samples. A set that is there is not made again.
     """
-    setting, home = GUIDANCE[preset], _home(preset, out)
+    setting, home = GUIDANCE[preset], output_folder(preset, out)
     data, dataset = load_qm9(DATA[preset]).part("train"), DATA[preset]
-    network, _ = load_model(_base(dataset))
+    network, _ = load_model(base_file(dataset))
     diffusion, times = molecule_diffusion(), training_times()
     base = copy.deepcopy(network.state_dict())
     if preset != "quick":
@@ -293,9 +295,9 @@ def guide_qed(
                     setting["steps"],
                     lr,
                     {"reference": reference, "seed": seed, "share": share, **setting},
-                    _command("molecules-qed", preset),
+                    command_line("molecules-qed", preset),
                 )
-                _sample_and_score(ema, path, preset, seed, GUIDED_SAMPLES[preset][share], data)
+                sample_and_score(ema, path, preset, seed, GUIDED_SAMPLES[preset][share], data)
     return written
 
 
@@ -315,14 +317,14 @@ def strengthen_qed(
     Raises:
         ValueError: a guided model whose mean QED is not above the base's, or does not rise.
     """
-    home, dataset = _home(preset, out), DATA[preset]
+    home, dataset = output_folder(preset, out), DATA[preset]
     data = load_qm9(dataset).part("train")
-    base, _ = load_model(_base(dataset))
-    guided, _ = load_model(_base(dataset))
+    base, _ = load_model(base_file(dataset))
+    guided, _ = load_model(base_file(dataset))
     if preset != "quick":
         base.compile(dynamic=True)
         guided.compile(dynamic=True)
-    start = _mean_qed(_base(dataset, "_samples.npz"))
+    start = _mean_qed(base_file(dataset, "_samples.npz"))
     wanted = {reference: targets(payoff_draw(reference, dataset)) for reference in references}
     written = []
     for reference, seed, share in itertools.product(references, seeds, shares):
@@ -339,7 +341,7 @@ def strengthen_qed(
 
         def measure(strength: float, seed: int = seed, n: int = n, trial: Path = trial) -> float:
             denoiser = strengthen(guided, base, strength)
-            _sample_and_score(denoiser, trial, preset, seed, n, data)
+            sample_and_score(denoiser, trial, preset, seed, n, data)
             return _mean_qed(trial)
 
         aim = float(target.expectation(target.reward))
@@ -347,7 +349,7 @@ def strengthen_qed(
         print(f"{path.stem}: strength {strength:.3f}", flush=True)
         denoiser = strengthen(guided, base, strength)
         fresh = seed + len(SEEDS)  # other noise than what chose the strength
-        _sample_and_score(denoiser, path, preset, fresh, n, data, strength=strength)
+        sample_and_score(denoiser, path, preset, fresh, n, data, strength=strength)
     return written
 
 
@@ -363,9 +365,9 @@ def redraw_qed(preset: str, out: Path, share: int = 40, n: int = 300) -> list[Pa
     """
     n, dataset = (8 if preset == "quick" else n), DATA[preset]
     wanted = targets(payoff_draw("data", dataset))[share]
-    base, _ = load_model(_base(dataset))
+    base, _ = load_model(base_file(dataset))
     weights = guided_name("data", share, 0, dataset, ".safetensors")
-    guided, _ = load_model(_home(preset, out) / weights)
+    guided, _ = load_model(output_folder(preset, out) / weights)
     written = []
     for name, denoiser in (("base", base), ("guided", guided)):
         torch.manual_seed(0)
@@ -377,6 +379,8 @@ def redraw_qed(preset: str, out: Path, share: int = 40, n: int = 300) -> list[Pa
         molecules = MoleculeSet.concatenate(parts)
         molecules = molecules.with_properties(t=np.repeat(REDRAW_TIMES, n))
         written.append(
-            _score(molecules, _home(preset, out) / f"redrawn_{dataset}_{name}.npz", preset)
+            write_scored(
+                molecules, output_folder(preset, out) / f"redrawn_{dataset}_{name}.npz", preset
+            )
         )
     return written

@@ -27,10 +27,10 @@ from rgdm_lib.molecules.experiments import (
     GUIDANCE,
     SEEDS,
     STEPS,
-    _base,
-    _command,
-    _home,
-    _score,
+    base_file,
+    command_line,
+    output_folder,
+    write_scored,
 )
 from rgdm_lib.molecules.guiding import equal_weights, train_and_save
 from rgdm_lib.molecules.model import (
@@ -162,7 +162,7 @@ class _Trainee:
                 setting["steps"],
                 self.lr,
                 {"property": self.protocol.name, "kind": kind, "batch": setting["batch"]},
-                _command("molecules-property", preset),
+                command_line("molecules-property", preset),
             )
             torch.manual_seed(seed)
             half = self.protocol.generator_half
@@ -170,7 +170,7 @@ class _Trainee:
             target = asked.property(self.protocol.name)
             sizes = torch.from_numpy(asked.n_atoms)
             samples = sample_conditional(average, sizes, self.protocol.normalised(target), preset)
-            _score(samples.with_properties(target=target), path, preset)
+            write_scored(samples.with_properties(target=target), path, preset)
         self.network.load_state_dict(load_model(weights)[0].state_dict())
         return path
 
@@ -185,13 +185,13 @@ def target_properties(
     in equal weights, and at the temperature of 40 % effective samples. Each network is written
     with a set of its samples, and what is there is not made again.
     """
-    network = load_model(_base(DATA[preset]))[0].conditional(1)
+    network = load_model(base_file(DATA[preset]))[0].conditional(1)
     untrained = copy.deepcopy(network.state_dict())
     if preset != "quick":
         network.compile(dynamic=True)  # once, for all of them
-    written, command = [], _command("molecules-property", preset)
+    written, command = [], command_line("molecules-property", preset)
     for name in properties:
-        protocol = Protocol(name, DATA[preset], _home(preset, out))
+        protocol = Protocol(name, DATA[preset], output_folder(preset, out))
         evaluator = train_regressor(protocol, "evaluator", preset, out, command)
         test = protocol.data.part("test")
         own = protocol.error(evaluator, test, test.property(name))

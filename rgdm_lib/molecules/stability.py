@@ -25,10 +25,10 @@ from rgdm_lib.molecules.experiments import (
     GUIDANCE,
     SEEDS,
     STRENGTHENED,
-    _base,
-    _command,
-    _home,
-    _sample_and_score,
+    base_file,
+    command_line,
+    output_folder,
+    sample_and_score,
 )
 from rgdm_lib.molecules.guiding import equal_weights, strength_for, train_and_save
 from rgdm_lib.molecules.model import (
@@ -96,7 +96,7 @@ def temperature_for_share(reward: Tensor, wanted: float, strata: Tensor | None =
 @functools.cache
 def stability_draw(dataset: str = "heavy7") -> Draw:
     """The reference: the base model's shipped samples with their stability, by size."""
-    pool = load_set(_base(dataset, "_samples.npz"))
+    pool = load_set(base_file(dataset, "_samples.npz"))
     return Draw(pool, judges.stability(pool), torch.from_numpy(pool.n_atoms))
 
 
@@ -144,9 +144,9 @@ def guide_stability(preset: str, out: Path, seeds: tuple = SEEDS, lr: float = 1e
     Nothing but training on the base model's own samples moves the control. Each network is
     written with a set of its samples; a set that is there is not made again.
     """
-    setting, home, dataset = GUIDANCE[preset], _home(preset, out), DATA[preset]
+    setting, home, dataset = GUIDANCE[preset], output_folder(preset, out), DATA[preset]
     data = load_qm9(dataset).part("train")
-    network, _ = load_model(_base(dataset))
+    network, _ = load_model(base_file(dataset))
     base = copy.deepcopy(network.state_dict())
     diffusion, times = molecule_diffusion(), training_times()
     if preset != "quick":
@@ -173,9 +173,9 @@ def guide_stability(preset: str, out: Path, seeds: tuple = SEEDS, lr: float = 1e
                 setting["steps"],
                 lr,
                 {"seed": seed, "kind": kind, "batch": setting["batch"]},
-                _command("molecules-stability", preset),
+                command_line("molecules-stability", preset),
             )
-            _sample_and_score(ema, path, preset, seed, SAMPLES[preset], data)
+            sample_and_score(ema, path, preset, seed, SAMPLES[preset], data)
     return written
 
 
@@ -186,9 +186,9 @@ def strengthen_stability(preset: str, out: Path, seeds: tuple = SEEDS) -> list[P
     model's own set; what is written, with property strength, are fresh samples. A set that is
     there is not made again.
     """
-    home, dataset, n = _home(preset, out), DATA[preset], SAMPLES[preset]
+    home, dataset, n = output_folder(preset, out), DATA[preset], SAMPLES[preset]
     data = load_qm9(dataset).part("train")
-    base, guided = (load_model(_base(dataset))[0] for _ in range(2))
+    base, guided = (load_model(base_file(dataset))[0] for _ in range(2))
     if preset != "quick":
         base.compile(dynamic=True)
         guided.compile(dynamic=True)
@@ -207,7 +207,7 @@ def strengthen_stability(preset: str, out: Path, seeds: tuple = SEEDS) -> list[P
             strength: float, seed: int = seed, trial: Path = out / f"{path.stem}_trial.npz"
         ) -> float:
             denoiser = strengthen(guided, base, strength)
-            _sample_and_score(denoiser, trial, preset, seed, n, data, strength=strength)
+            sample_and_score(denoiser, trial, preset, seed, n, data, strength=strength)
             return _log_odds(stable_share(load_set(trial)))
 
         share = stable_share(load_set(home / stability_name("guided", seed, dataset)))
@@ -215,5 +215,5 @@ def strengthen_stability(preset: str, out: Path, seeds: tuple = SEEDS) -> list[P
         print(f"seed {seed}: {share:.1%} stable at strength 1, now {strength:.3f}", flush=True)
         denoiser = strengthen(guided, base, strength)
         fresh = seed + len(SEEDS)  # other noise than what chose the strength
-        _sample_and_score(denoiser, path, preset, fresh, n, data, strength=strength)
+        sample_and_score(denoiser, path, preset, fresh, n, data, strength=strength)
     return written
