@@ -974,16 +974,27 @@ for (name, seed), sets in all_sets.items():
         print(f"reference {name}, seed {seed}, ESS {share} %: QED moved by {moved:+.4f}, "
               f"the control, without any reward, by {control - qed_base:+.4f}")  # fmt: skip
 
-    assert abs(control - qed_base) < 0.005  # what the text below says
-    assert all(0.25 < gap_closed(sets, name, share, qed_base) < 0.65 for share in shares)
-    assert qed_base < np.nanmean(sets[80].property("qed")) < np.nanmean(sets[40].property("qed"))
+    if name == "data":  # what the text below says
+        assert abs(control - qed_base) < 0.005
+        assert all(0.25 < gap_closed(sets, name, share, qed_base) < 0.65 for share in shares)
+        assert qed_base < np.nanmean(sets[80].property("qed")) < np.nanmean(sets[40].property("qed"))
+
+copied = experiments.load_guided("model", 100, 0).property("qed")
+print(f"control of the reference model: trained on samples of QED {qed_base:.4f}, it makes {np.nanmean(copied):.4f}; "
+      f"with a value {np.isfinite(copied).mean():.0%} (base {np.isfinite(made_qed).mean():.0%})")  # fmt: skip
+assert np.nanmean(copied) < qed_base - 0.01 and np.isfinite(copied).mean() > np.isfinite(made_qed).mean() + 0.03
 
 # %% [markdown]
-# **Read it from the control.** It stands nearly still. So re-training alone does nothing to QED, and what the guided models
+# **Read it from the control.** With the reference *data* it stands nearly still. So re-training alone does nothing to QED, and what the guided models
 # moved, they moved for the reward: in the right direction, in the right order, and a third to three fifths of the way to
 # their payoff. (Colder ones have had more steps: each starts from the warmer one, and that shows.) The weights are not to blame:
 # batches drawn by them have the payoff's QED to the third digit, see section 4. What is missing is missing in the network. A
 # figure further down shows where.
+#
+# With the reference *model* the control does move. It trained on the base's own stable samples, makes more of them
+# stable, and ends below their QED. A copy of one's own samples keeps their mistakes and adds new ones. A guided model
+# of this reference has to make up for that loss first, and the gap counted from the base hides it. Real molecules
+# are the better reference here; where the model's samples are all there is, count from the control.
 
 # %% [markdown]
 # ### The strength
@@ -999,8 +1010,9 @@ for (name, seed), sets in all_sets.items():
 #
 # The *strength* $s = 0$ is the base, $s = 1$ the student. If the student has learned one and the same fraction $f$ of the
 # tilt at all $x_t$ and $t$, then $s = 1/f$ is the target exactly. Nothing promises that the fraction is the same
-# everywhere, and a *finished* student at $s > 1$ would follow no payoff at any temperature (03 showed it for
-# classifier-free guidance, which has this form). So this has to be judged by whole laws. It costs a second network a step.
+# everywhere, and a *finished* student at $s > 1$ would in general follow no payoff at any temperature (03 showed it for
+# classifier-free guidance, which has this form). So this has to be judged by whole laws. It costs a second network a
+# step. In the library: `rgdm_lib.strength.strengthen(guided, base, s)`.
 #
 # Which $s$? The payoff distribution is the nearest to $p_{\text{ref}}$ of all with its mean reward; $1/\tau$ is the
 # multiplier that sets this mean (05). We set it once more. Take the samples at strength 1, with mean $m_1$, others at
@@ -1043,18 +1055,20 @@ for (name, seed), sets in all_sets.items():
                      f"**{gap_closed(final_sets[name, seed], name, share, qed_base):.2f}**"
                      f" ± {chance / (qed_payoff[name, share] - qed_base):.2f}",
                      f"{distance[0]:.3f}", f"**{distance[1]:.3f}**", *(f"{v:.1%}" for v in with_value)])  # fmt: skip
-        assert distance[1] < 0.6 * distance[0] and with_value[1] > with_value[0] - 0.01
+        assert distance[1] < 0.6 * distance[0]
+        assert (with_value[1] > with_value[0]) == (share < 80)
 table(["reference", "training seed", "ESS", "strength s", "gap closed at 1", "at s", "KS to the payoff at 1",
        "at s", "with a value at 1", "at s"], rows)  # fmt: skip
 
 # %% [markdown]
 # One number brings the mean to the payoff's, and most of the histogram with it: look at the two columns of KS, and
-# at the spikes in the figure below, which nobody fitted. Fewer molecules without a value come out, not more. So what the student
-# had learned was the tilt, evenly enough, only too little of it.
+# at the spikes in the figure below, which nobody fitted. So what the student had learned was the tilt, evenly enough, only
+# too little of it.
 #
-# It is no free lunch. A multiplier cannot tell the tilt from the student's mistakes. The table of atoms further down shows
-# one of them grown: nitrogen goes past the payoff's share, the amines of section 2. Training longer has no such side effect;
-# a strength costs no training.
+# It is no free lunch. A multiplier cannot tell the tilt from the student's mistakes. The student of ESS 80 % had the fewest steps
+# and needs the largest strength; there the share with a value falls, while it rises at 40 and 10 %. And the table of
+# atoms further down shows one mistake grown: nitrogen goes past the payoff's share, the amines of section 2. A
+# strength up to 2 or 3 is a repair. If you need more, train longer.
 #
 # From here on we look at one reference, the one whose models come closer to their payoff at 40 %, at
 # one training seed (`SEED` picks it), and at the strength $s$ (a model without one is shown at 1). A KS
@@ -1318,6 +1332,8 @@ rows.append(["control", *composition(sets[100].subset(has[100]))])
 for share in shares:
     weight = target[share].log_weight.exp().numpy()
     rows.append([f"payoff, ESS {share} %", *composition(reference, weight)])
+    raw = all_sets[best, seed][share]
+    rows.append([f"guided, ESS {share} %, at strength 1", *composition(raw.subset(np.isfinite(raw.property("qed"))))])
     rows.append([f"**guided, ESS {share} %**", *composition(sets[share].subset(has[share]))])
 table(["atoms a molecule", *(data.SYMBOLS[z] for z in data.ELEMENTS)], rows)
 
