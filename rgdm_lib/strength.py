@@ -15,11 +15,18 @@ payoff distribution at tau / s: noising does not commute with taking powers (Bra
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from rgdm_lib.diffusion import Denoiser
+from rgdm_lib.payoff import Weighted, has_value
+
+STRETCH = 1.5  # the reward rises less than in proportion: half as far again as a line would go
+LEAST_TRIAL = 1.2  # any closer and the noise of two means decides their slope
 
 
 def strengthen(denoiser: Denoiser, reference: Denoiser, strength: float) -> Denoiser:
@@ -65,3 +72,96 @@ def matching_strength(
             " rise with the strength. Take more samples, or train the guided model longer"
         )
     return low + (wanted - at_low) / (at_high - at_low) * (high - low)
+
+
+def _binary(reward: Tensor) -> bool:
+    return bool(((reward == 0) | (reward == 1)).all())
+
+
+def reward_level(reward: Tensor) -> float:
+    """Mean of the rewards (n,) that are a value. Of zeros and ones the log-odds of a 1.
+
+    1 / tau moves a mean about in a line, and the log-odds of a share exactly. Half a sample is
+    added on either side, so that a share of 0 or 1 has log-odds too.
+    """
+    valued = reward[has_value(reward)].double()
+    n, total = len(valued), float(valued.sum())
+    if _binary(valued):
+        return math.log((total + 0.5) / (n - total + 0.5))
+    return total / n
+
+
+def payoff_level(target: Weighted) -> float:
+    """The ``reward_level`` of a payoff distribution."""
+    mean = torch.as_tensor(target.expectation(target.reward)).double()
+    return float(mean.logit() if _binary(target.reward[has_value(target.reward)]) else mean)
+
+
+def strength_for(
+    wanted: float, start: float, at_one: float, measure: Callable[[int, float], float]
+) -> float:
+    """The strength of a guided model whose samples have the ``wanted`` level of reward.
+
+    A line first: through the reference and the guided model where the guided model is past the
+    aim, else through the guided model and a trial past it. Rewards bend away from that line, so a
+    second trial at the strength that it gives says what is left, and the line's slope what that
+    takes.
+
+    Args:
+        wanted: ``payoff_level``.
+        start: ``reward_level`` of the reference's samples, strength 0.
+        at_one: of the guided model's samples, strength 1.
+        measure: number of the trial (0, 1) and strength -> ``reward_level`` of samples.
+
+    Raises:
+        ValueError: the guided model is no better than its reference, or the reward does not rise.
+    """
+    if at_one <= start:
+        raise ValueError(
+            f"reward {at_one:.4g} of the guided model, {start:.4g} of its reference: no strength"
+            " helps. Train it longer, or look for a mistake in the reward"
+        )
+    if at_one >= wanted:
+        line = (0.0, start), (1.0, at_one)
+    else:
+        further = max(LEAST_TRIAL, 1 + STRETCH * (wanted - at_one) / (at_one - start))
+        line = (1.0, at_one), (further, measure(0, further))
+    strength = matching_strength(line, wanted)
+    (low, at_low), (high, at_high) = line
+    slope = (at_high - at_low) / (high - low)
+    return strength + (wanted - measure(1, strength)) / slope
+
+
+def sample_strengthened(
+    path: Path,
+    out: Path,
+    levels: tuple[float, float, float],
+    sample: Callable[[Path, int, float], Any],
+    look: Callable[[Path], tuple[float, float]],
+) -> Path:
+    """Write samples of a guided model at the strength that meets the payoff's level of reward.
+
+    The strength is set on trials; what is written are fresh samples. A trial that is there is not
+    made again.
+
+    Args:
+        path: file to write.
+        out: folder of the trials.
+        levels: wanted, of the reference and of the guided model, see ``strength_for``.
+        sample: (file, k, strength) writes samples; k = 0, 1 (trials), 2: noise of its own for each.
+        look: file -> the strength that it was sampled at, its ``reward_level``.
+
+    Raises:
+        ValueError: as ``strength_for``.
+    """
+
+    def measure(k: int, strength: float) -> float:
+        trial = out / f"{path.stem}_trial{k}{path.suffix}"
+        if not (trial.exists() and math.isclose(look(trial)[0], strength, rel_tol=1e-4)):
+            sample(trial, k, strength)
+        return look(trial)[1]
+
+    strength = strength_for(*levels, measure)
+    print(f"{path.stem}: strength {strength:.3f}", flush=True)
+    sample(path, 2, strength)
+    return path

@@ -172,7 +172,7 @@ def _qed_rises_with_the_strength(calls, slope):
 
 
 def test_a_strength_meets_the_mean_of_the_payoff(tmp_path, monkeypatch):
-    """Set on two sets of the same noise, judged on a third one of other noise."""
+    """Set on two trials, the first on the model's own noise, judged on samples of other noise."""
     calls = []
     monkeypatch.setattr(experiments, "sample_and_score", _qed_rises_with_the_strength(calls, 0.02))
     guided, _ = load_model()
@@ -189,18 +189,21 @@ def test_a_strength_meets_the_mean_of_the_payoff(tmp_path, monkeypatch):
     [path] = experiments.strengthen_qed("quick", tmp_path, **options)
     target = experiments.targets(experiments.payoff_draw("data"))[40]
     aim = float(target.expectation(target.reward))
-    (trial, noise, further), (final, other, strength) = calls
+    (first, noise, further), (second, other, between), (final, fresh, strength) = calls
     start = np.nanmean(load_set(data_path(BASE_SAMPLES)).property("qed"))
     assert further == pytest.approx(1 + 1.5 * (aim - 0.45) / (0.45 - start), rel=1e-3)
     rise = (0.42 + 0.02 * further - 0.45) / (further - 1)
-    assert strength == pytest.approx(1 + (aim - 0.45) / rise, rel=1e-3)
-    assert (noise, other, final) == (0, 3, path.name) and trial != final
+    assert between == pytest.approx(1 + (aim - 0.45) / rise, rel=1e-3)
+    left = aim - 0.42 - 0.02 * between
+    assert strength == pytest.approx(between + left / rise, rel=1e-3)
+    assert (noise, other, fresh) == (0, 3, 6) and len({first, second, final}) == 3
+    assert final == path.name
     assert load_set(path).property("strength") == pytest.approx(np.full(40, strength), rel=1e-3)
-    assert experiments.strengthen_qed("quick", tmp_path, **options) == [path] and len(calls) == 2
+    assert experiments.strengthen_qed("quick", tmp_path, **options) == [path] and len(calls) == 3
     path.unlink()
     save_set(tmp_path / experiments.guided_name("data", 40, 0),
              at_one.with_properties(qed=np.full(40, 0.42)))  # fmt: skip
-    with pytest.raises(ValueError, match="mean reward 0.42 of the guided model, 0.4241"):
+    with pytest.raises(ValueError, match="reward 0.42 of the guided model, 0.4241"):
         experiments.strengthen_qed("quick", tmp_path, **options)
 
 

@@ -7,10 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from rgdm_lib.molecules import metrics, stability
-from rgdm_lib.molecules.data import MoleculeSet, load_set
+from rgdm_lib.molecules import experiments, metrics, stability
+from rgdm_lib.molecules.data import load_set
 from rgdm_lib.molecules.experiments import STRENGTHENED
-from rgdm_lib.molecules.guiding import strength_for
 from rgdm_lib.molecules.model import load_model
 from rgdm_lib.payoff import Draw
 
@@ -83,28 +82,6 @@ def test_names():
         stability.stability_name("base", 0)
 
 
-def test_strength_on_a_line_through_two_measurements():
-    """Mean reward 0.6 + 0.2 log2(1 + strength): 0.9 would be at 1.83, the line through 1 is near.
-
-    Its second point is 1 + 1.5 (0.9 - 0.8) / (0.8 - 0.6) = 1.75.
-    """
-    asked = []
-
-    def measure(strength):
-        asked.append(strength)
-        return 0.6 + 0.2 * math.log2(1 + strength)
-
-    found = strength_for(0.9, 0.6, 0.8, measure)
-    assert asked == pytest.approx([1.75])
-    assert found == pytest.approx(1 + 0.1 / (measure(1.75) - 0.8) * 0.75)
-    assert strength_for(0.75, 0.6, 0.8, None) == pytest.approx(0.75)  # past the aim: no new set
-    asked.clear()
-    strength_for(0.801, 0.6, 0.8, measure)
-    assert asked == [1.2]
-    with pytest.raises(ValueError, match="0.6 of its reference: no strength helps"):
-        strength_for(0.9, 0.6, 0.6, measure)
-
-
 def _distance(a: torch.nn.Module, b: torch.nn.Module) -> float:
     pairs = zip(a.parameters(), b.parameters(), strict=True)
     with torch.no_grad():
@@ -131,20 +108,20 @@ def test_experiment_control_from_the_base_and_guided_from_the_control(tmp_path, 
     assert paths[-1].read_bytes() == content  # made again, to the bit
     changed = {path.name for path in before if path.stat().st_mtime_ns != before[path]}
     assert all(name.startswith("stability_heavy7_seed1") for name in changed)  # the rest stays
-    # 40 samples in 10 steps hold hardly a stable one: their shares are made up here, the rest runs
-    monkeypatch.setattr(stability, "stable_share", _straight_share)
-    made = [load_set(p) for p in stability.strengthen_stability("quick", tmp_path, seeds=(0, 1))]
-    name = stability.stability_name("guided", 0, ending=STRENGTHENED)
-    assert (tmp_path / name).exists()
-    strength = 1 + math.log(0.95 / 0.05) - math.log(0.8 / 0.2)
-    for molecules, own in zip(made, paths[1::2], strict=True):
-        assert molecules.property("strength") == pytest.approx(strength, rel=1e-4)
-        assert sorted(molecules.n_atoms) != sorted(load_set(own).n_atoms)  # fresh draws
-    trial = load_set(tmp_path / f"{name[:-4]}_trial.npz")
-    assert trial.n_atoms.tolist() == load_set(paths[1]).n_atoms.tolist()
-
-
-def _straight_share(molecules: MoleculeSet) -> float:
-    """Odds of 4 for a set at strength 1, which does not say so, e times more for each 1 beyond."""
-    odds = 4 * math.exp(float(molecules.properties.get("strength", np.ones(1))[0]) - 1)
-    return odds / (1 + odds)
+    # 40 samples in 10 steps hold hardly a stable one: their levels are made up here
+    monkeypatch.setattr(experiments, "reward_level", lambda reward: next(levels))
+    monkeypatch.setattr(stability, "reward_level", lambda reward: next(levels))
+    aim = math.log(0.95 / 0.05)
+    levels = iter([0.0, aim - 1, aim + 2, aim + 0.3])  # base, guided, trials: a slope of 1 or so
+    (path,) = stability.strengthen_stability("quick", tmp_path, seeds=(0,))
+    assert path == tmp_path / stability.stability_name("guided", 0, ending=STRENGTHENED)
+    further = 1 + 1.5 / (aim - 1)
+    slope = 3 / (further - 1)
+    assert load_set(path).property("strength") == pytest.approx(
+        np.full(40, 1 + 1 / slope - 0.3 / slope), rel=1e-3
+    )
+    own = load_set(paths[1]).n_atoms.tolist()
+    trials = [load_set(tmp_path / f"{path.stem}_trial{k}.npz").n_atoms.tolist() for k in (0, 1)]
+    fresh = load_set(path).n_atoms.tolist()
+    assert trials[0] == own and sorted(trials[1]) != sorted(own)
+    assert sorted(fresh) != sorted(own) and sorted(fresh) != sorted(trials[1])

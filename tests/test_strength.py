@@ -6,8 +6,16 @@ import pytest
 import torch
 
 from rgdm_lib.diffusion import Diffusion
+from rgdm_lib.payoff import Draw
 from rgdm_lib.schedules import cosine
-from rgdm_lib.strength import matching_strength, strengthen
+from rgdm_lib.strength import (
+    matching_strength,
+    payoff_level,
+    reward_level,
+    sample_strengthened,
+    strength_for,
+    strengthen,
+)
 from rgdm_lib.worlds.mixtures import GaussianMixture
 
 TAU = 0.5
@@ -86,3 +94,67 @@ def test_a_reward_that_does_not_rise_sets_no_strength(second):
 def test_a_strength_is_a_number():
     with pytest.raises(ValueError, match="strength = nan: a finite number"):
         strengthen(gaussian(0.0), gaussian(0.0), math.nan)
+
+
+def test_levels_are_means_or_log_odds():
+    assert reward_level(torch.tensor([1.0, 2.0, 6.0, math.nan])) == 3
+    assert reward_level(torch.tensor([1.0, 1, 1, 0, math.nan])) == pytest.approx(0.8473, abs=1e-4)
+    assert reward_level(torch.ones(9)) == pytest.approx(2.9444, abs=1e-4)
+    binary = Draw(torch.zeros(4), torch.tensor([1.0, 0.0, 0.0, 0.0]))
+    assert payoff_level(binary.weigh(0.5)) == pytest.approx(2 - math.log(3))  # odds 1/3 exp(1/tau)
+    mean = Draw(torch.zeros(2), torch.tensor([1.0, 3.0])).weigh(2 / math.log(3))  # odds of 3
+    assert payoff_level(mean) == pytest.approx(2.5)
+
+
+def bent(asked):
+    """Reward 0.6 + 0.2 log2(1 + strength): 0.6 at 0, 0.8 at 1, 0.9 at 1.8284."""
+
+    def measure(k, strength):
+        asked.append((k, strength))
+        return 0.6 + 0.2 * math.log2(1 + strength)
+
+    return measure
+
+
+def test_a_line_and_what_it_leaves():
+    asked = []
+    found = strength_for(0.9, 0.6, 0.8, bent(asked))
+    (first, further), (second, between) = asked
+    assert (first, second) == (0, 1) and further == pytest.approx(1 + 1.5 * 0.1 / 0.2)
+    slope = 0.2 * math.log2((1 + further) / 2) / (further - 1)
+    assert between == pytest.approx(1 + 0.1 / slope)
+    assert abs(found - 1.8284) < abs(between - 1.8284) / 5 < 0.01
+    asked.clear()
+    found = strength_for(0.7, 0.6, 0.8, bent(asked))  # past the aim: its own line, one trial
+    assert asked == [(1, pytest.approx(0.5))] and abs(found - 0.4142) < 0.01
+    asked.clear()
+    strength_for(0.801, 0.6, 0.8, bent(asked))
+    assert asked[0] == (0, 1.2)
+
+
+def test_a_model_no_better_than_its_reference_has_no_strength():
+    with pytest.raises(ValueError, match="0.6 of its reference: no strength helps"):
+        strength_for(0.9, 0.6, 0.6, bent([]))
+
+
+def test_trials_are_kept_and_the_samples_are_fresh(tmp_path):
+    drawn = []
+
+    def sample(file, k, strength):
+        drawn.append((file.name, k, strength))
+        torch.save((strength, bent([])(k, strength)), file)
+
+    def make():
+        return sample_strengthened(
+            tmp_path / "set.pt", tmp_path, (0.9, 0.6, 0.8), sample, torch.load
+        )
+
+    assert make() == tmp_path / "set.pt"
+    wanted = strength_for(0.9, 0.6, 0.8, bent([]))
+    assert [d[:2] for d in drawn] == [("set_trial0.pt", 0), ("set_trial1.pt", 1), ("set.pt", 2)]
+    assert drawn[2][2] == wanted == torch.load(tmp_path / "set.pt")[0]
+    make()  # stopped before the last set: the trials stay
+    assert [d[0] for d in drawn[3:]] == ["set.pt"]
+    torch.save((1.5, 0.9), tmp_path / "set_trial0.pt")  # of another strength
+    make()
+    assert [d[0] for d in drawn[4:]] == ["set_trial0.pt", "set.pt"]

@@ -10,20 +10,20 @@ from __future__ import annotations
 import copy
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from rgdm_lib._data import data_path, data_root, read_manifest, write_manifest
 from rgdm_lib.diffusion import Denoiser
 from rgdm_lib.molecules import rewards
 from rgdm_lib.molecules.data import POSITION_UNIT, MoleculeSet, load_qm9, load_set, save_set
 from rgdm_lib.molecules.egnn import EGNN
-from rgdm_lib.molecules.guiding import equal_weights, strength_for, train_and_save
+from rgdm_lib.molecules.guiding import equal_weights, train_and_save
 from rgdm_lib.molecules.model import (
     SAMPLING_STEPS,
     draw_sizes,
@@ -36,7 +36,7 @@ from rgdm_lib.molecules.model import (
     weighted_batches,
 )
 from rgdm_lib.payoff import Draw, Weighted, temperature_for_ess
-from rgdm_lib.strength import strengthen
+from rgdm_lib.strength import payoff_level, reward_level, sample_strengthened, strengthen
 from rgdm_lib.training import Trainer, muon, save_weights
 
 NETWORKS = {
@@ -283,7 +283,7 @@ def guide_qed(
                 torch.manual_seed(1000 * (seed + 1))
                 batches = weighted_batches(setting["batch"])(wanted[share])
 
-                def loss(net: nn.Module, batches: Iterator = batches) -> torch.Tensor:
+                def loss(net: nn.Module, batches: Iterator = batches) -> Tensor:
                     return diffusion.loss(net, next(batches), times=times)
 
                 print(f"reference {reference}, seed {seed}, ESS {share} %", flush=True)
@@ -301,6 +301,47 @@ def guide_qed(
     return written
 
 
+def strengthen_set(
+    preset: str,
+    out: Path,
+    path: Path,
+    pair: tuple[Denoiser, Denoiser],
+    seed: int,
+    n: int,
+    levels: tuple[float, float, float],
+    reward: Callable[[MoleculeSet], Tensor],
+) -> Path:
+    """``sample_strengthened`` for molecules.
+
+    Args:
+        preset: quick, laptop or full.
+        out: folder of the trials.
+        path: file of the samples, with property strength.
+        pair: guided model and its reference.
+        seed: training seed; the guided model's own set has its noise, others have other noise.
+        n: samples of each set.
+        levels: of the payoff, the reference and the guided model.
+        reward: of molecules, (n,).
+    """
+    data = load_qm9(DATA[preset]).part("train")
+
+    def sample(file: Path, k: int, strength: float) -> None:
+        noise = seed + len(SEEDS) * k
+        denoiser = strengthen(*pair, strength)
+        sample_and_score(denoiser, file, preset, noise, n, data, strength=strength)
+
+    def look(file: Path) -> tuple[float, float]:
+        molecules = load_set(file)
+        return float(molecules.property("strength")[0]), reward_level(reward(molecules))
+
+    return sample_strengthened(path, out, levels, sample, look)
+
+
+def stored_qed(molecules: MoleculeSet) -> Tensor:
+    """The QED that a set was written with."""
+    return torch.from_numpy(molecules.property("qed"))
+
+
 def strengthen_qed(
     preset: str,
     out: Path,
@@ -310,51 +351,34 @@ def strengthen_qed(
 ) -> list[Path]:
     """Samples of the guided models at the strength that brings their mean QED to the payoff's.
 
-    The strength is set by two sets of samples, the shipped one (strength 1) and one past the aim,
-    on the same noise; what is written, with property strength, are fresh ones. A set that is there
-    is not made again.
+    A set that is there is not made again, see ``strengthen_set``.
 
     Raises:
         ValueError: a guided model whose mean QED is not above the base's, or does not rise.
     """
     home, dataset = output_folder(preset, out), DATA[preset]
-    data = load_qm9(dataset).part("train")
-    base, _ = load_model(base_file(dataset))
-    guided, _ = load_model(base_file(dataset))
+    base, guided = (load_model(base_file(dataset))[0] for _ in range(2))
     if preset != "quick":
         base.compile(dynamic=True)
         guided.compile(dynamic=True)
-    start = _mean_qed(base_file(dataset, "_samples.npz"))
-    wanted = {reference: targets(payoff_draw(reference, dataset)) for reference in references}
+    start = reward_level(stored_qed(load_set(base_file(dataset, "_samples.npz"))))
     written = []
-    for reference, seed, share in itertools.product(references, seeds, shares):
-        weights, at_one, path = (
-            home / guided_name(reference, share, seed, dataset, ending)
-            for ending in (".safetensors", "_samples.npz", STRENGTHENED)
-        )
-        written.append(path)
-        if path.exists():
-            continue
-        guided.load_state_dict(load_model(weights)[0].state_dict())
-        n, target = GUIDED_SAMPLES[preset][share], wanted[reference][share]
-        trial = out / f"{path.stem}_trial.npz"
-
-        def measure(strength: float, seed: int = seed, n: int = n, trial: Path = trial) -> float:
-            denoiser = strengthen(guided, base, strength)
-            sample_and_score(denoiser, trial, preset, seed, n, data)
-            return _mean_qed(trial)
-
-        aim = float(target.expectation(target.reward))
-        strength = strength_for(aim, start, _mean_qed(at_one), measure)
-        print(f"{path.stem}: strength {strength:.3f}", flush=True)
-        denoiser = strengthen(guided, base, strength)
-        fresh = seed + len(SEEDS)  # other noise than what chose the strength
-        sample_and_score(denoiser, path, preset, fresh, n, data, strength=strength)
+    for reference in references:
+        wanted = targets(payoff_draw(reference, dataset))
+        for seed, share in itertools.product(seeds, shares):
+            weights, at_one, path = (
+                home / guided_name(reference, share, seed, dataset, ending)
+                for ending in (".safetensors", "_samples.npz", STRENGTHENED)
+            )
+            written.append(path)
+            if path.exists():
+                continue
+            guided.load_state_dict(load_model(weights)[0].state_dict())
+            own = reward_level(stored_qed(load_set(at_one)))
+            levels = payoff_level(wanted[share]), start, own
+            n = GUIDED_SAMPLES[preset][share]
+            strengthen_set(preset, out, path, (guided, base), seed, n, levels, stored_qed)
     return written
-
-
-def _mean_qed(path: Path) -> float:
-    return float(np.nanmean(load_set(path).property("qed")))
 
 
 def redraw_qed(preset: str, out: Path, share: int = 40, n: int = 300) -> list[Path]:

@@ -1,4 +1,4 @@
-"""Steps that every guided molecule model takes: control, training, strength."""
+"""Steps that every guided molecule model takes: the control's target, training."""
 
 from __future__ import annotations
 
@@ -12,11 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from rgdm_lib.payoff import Draw, Weighted
-from rgdm_lib.strength import matching_strength
 from rgdm_lib.training import Trainer, muon, save_weights
-
-STRETCH = 1.5  # the reward rises less than in proportion: half as far again as a line would go
-LEAST_TRIAL = 1.2  # any closer and the noise of two means decides their slope
 
 
 def equal_weights(draw: Draw) -> Weighted:
@@ -68,31 +64,3 @@ def train_and_save(
     details = {"network": average.settings, "command": command, "history": history}
     save_weights(weights, average, details)
     return average
-
-
-def strength_for(
-    wanted: float, start: float, at_one: float, measure: Callable[[float], float]
-) -> float:
-    """The strength of a guided model whose samples have the ``wanted`` mean reward.
-
-    On a line through two measurements: the reference and the guided model where the guided model
-    is past the aim, else the guided model and one set of samples past the aim.
-
-    Args:
-        wanted: mean reward of the payoff distribution.
-        start: of the reference's samples, strength 0.
-        at_one: of the guided model's samples, strength 1.
-        measure: strength -> mean reward of samples.
-
-    Raises:
-        ValueError: the guided model is no better than its reference, or ``measure`` does not rise.
-    """
-    if at_one <= start:
-        raise ValueError(
-            f"mean reward {at_one:.4g} of the guided model, {start:.4g} of its reference: no"
-            " strength helps. Train it longer, or look for a mistake in the reward"
-        )
-    if at_one >= wanted:
-        return matching_strength(((0.0, start), (1.0, at_one)), wanted)
-    further = max(LEAST_TRIAL, 1 + STRETCH * (wanted - at_one) / (at_one - start))
-    return matching_strength(((1.0, at_one), (further, measure(further))), wanted)

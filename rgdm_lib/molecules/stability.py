@@ -29,8 +29,9 @@ from rgdm_lib.molecules.experiments import (
     command_line,
     output_folder,
     sample_and_score,
+    strengthen_set,
 )
-from rgdm_lib.molecules.guiding import equal_weights, strength_for, train_and_save
+from rgdm_lib.molecules.guiding import equal_weights, train_and_save
 from rgdm_lib.molecules.model import (
     load_model,
     molecule_diffusion,
@@ -38,7 +39,7 @@ from rgdm_lib.molecules.model import (
     weighted_batches,
 )
 from rgdm_lib.payoff import Draw, Weighted, _bisect, has_value
-from rgdm_lib.strength import strengthen
+from rgdm_lib.strength import payoff_level, reward_level
 
 WANTED = 0.95  # the payoff's own share of stable molecules
 KINDS = ("control", "guided")
@@ -112,11 +113,6 @@ def payoff_share(dataset: str = "heavy7") -> float:
     return float(target.expectation(target.reward))
 
 
-def stable_share(molecules: MoleculeSet) -> float:
-    """Mean reward of a set: its share of stable molecules, among those with a value."""
-    return float(judges.stability(molecules).nanmean())
-
-
 def stability_name(
     kind: str, seed: int, dataset: str = "heavy7", ending: str = "_samples.npz"
 ) -> str:
@@ -182,38 +178,27 @@ def guide_stability(preset: str, out: Path, seeds: tuple = SEEDS, lr: float = 1e
 def strengthen_stability(preset: str, out: Path, seeds: tuple = SEEDS) -> list[Path]:
     """Samples of the guided models at the strength that brings their share to the payoff's.
 
-    The strength is set in log-odds, which 1 / tau moves in proportion, on the noise of the guided
-    model's own set; what is written, with property strength, are fresh samples. A set that is
-    there is not made again.
+    A set that is there is not made again, see ``experiments.strengthen_set``.
+
+    Raises:
+        ValueError: a guided model that is not stable more often than the base.
     """
     home, dataset, n = output_folder(preset, out), DATA[preset], SAMPLES[preset]
-    data = load_qm9(dataset).part("train")
     base, guided = (load_model(base_file(dataset))[0] for _ in range(2))
     if preset != "quick":
         base.compile(dynamic=True)
         guided.compile(dynamic=True)
-    aim = _log_odds(payoff_share(dataset))
-    start = _log_odds(float(stability_draw(dataset).reward.nanmean()))
+    draw = stability_draw(dataset)
+    aim, start = payoff_level(stability_targets(draw)["guided"]), reward_level(draw.reward)
     written = []
     for seed in seeds:
         path = home / stability_name("guided", seed, dataset, STRENGTHENED)
+        weights = home / stability_name("guided", seed, dataset, ".safetensors")
         written.append(path)
         if path.exists():
             continue
-        weights = home / stability_name("guided", seed, dataset, ".safetensors")
         guided.load_state_dict(load_model(weights)[0].state_dict())
-
-        def measure(
-            strength: float, seed: int = seed, trial: Path = out / f"{path.stem}_trial.npz"
-        ) -> float:
-            denoiser = strengthen(guided, base, strength)
-            sample_and_score(denoiser, trial, preset, seed, n, data, strength=strength)
-            return _log_odds(stable_share(load_set(trial)))
-
-        share = stable_share(load_set(home / stability_name("guided", seed, dataset)))
-        strength = strength_for(aim, start, _log_odds(share), measure)
-        print(f"seed {seed}: {share:.1%} stable at strength 1, now {strength:.3f}", flush=True)
-        denoiser = strengthen(guided, base, strength)
-        fresh = seed + len(SEEDS)  # other noise than what chose the strength
-        sample_and_score(denoiser, path, preset, fresh, n, data, strength=strength)
+        at_one = load_set(home / stability_name("guided", seed, dataset))
+        levels = aim, start, reward_level(judges.stability(at_one))
+        strengthen_set(preset, out, path, (guided, base), seed, n, levels, judges.stability)
     return written

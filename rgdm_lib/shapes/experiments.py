@@ -8,7 +8,7 @@ ships into ``data/shapes``.
 from __future__ import annotations
 
 import copy
-import math
+import itertools
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -45,7 +45,7 @@ from rgdm_lib.shapes.rewards import (
     stands,
     symmetry,
 )
-from rgdm_lib.strength import matching_strength, strengthen
+from rgdm_lib.strength import payoff_level, reward_level, sample_strengthened, strengthen
 from rgdm_lib.training import Trainer, load_tensors, muon, save_weights
 
 POINTS = {"quick": 64, "laptop": 512, "full": 2048}
@@ -417,64 +417,43 @@ def _guided_network(start: Start, name: str, seed: int) -> SetDenoiser:
     return fast(network.eval(), start.preset)
 
 
-def _level(reward: Tensor) -> float:
-    """Mean of rewards (n,). Of zeros and ones the log-odds of 1, which a tilt moves in a line.
-
-    Half a sample is added on either side, so that a share of 0 or 1 has them too.
-    """
-    n, total = len(reward), float(reward.sum())
-    if bool(((reward == 0) | (reward == 1)).all()):
-        return math.log((total + 0.5) / (n - total + 0.5))
-    return total / n
-
-
-def _payoff_level(draw: Draw, tau: float) -> float:
-    """The ``_level`` of the payoff distribution."""
-    mean = draw.weigh(tau).expectation(draw.reward)
-    binary = bool(((draw.reward == 0) | (draw.reward == 1)).all())
-    return float(mean.logit() if binary else mean)
-
-
 def strengthen_guided(
     preset: str, out: Path, models: tuple = ("stands",), seeds: tuple = (0,)
 ) -> list[Path]:
     """Samples of guided models at the strength that brings their mean reward to the payoff's.
 
-    The strength is set on lines: base and guided set (strengths 0 and 1) say how far a trial goes,
-    guided set and trial, on the same noise, say the rest. What is written are fresh samples, with
-    the strength as a column. A set, or a trial, that is there is not made again.
+    See ``sample_strengthened``; the strength is a column of their file.
 
     Raises:
         FileNotFoundError: the guided model's weights are not in ``out``, or its set is not there.
-        ValueError: the reward does not rise with the strength.
+        ValueError: the guided model is no better than the base, or the reward does not rise.
     """
-    home, start, written = _home(preset, out), Start.load(preset, out), []
-    for seed in seeds:
-        for name in models:
-            path = home / guided_name(STRENGTHENED.format(name), seed)
-            written.append(path)
-            if path.exists():
-                continue
-            guided, aim = _guided_network(start, name, seed), _payoff_level(*start.draw(name))
-            reward = reward_named(GUIDED[name]["reward"])
+    home, start = _home(preset, out), Start.load(preset, out)
+    return [_strengthen(start, home, name, seed) for seed, name in itertools.product(seeds, models)]
 
-            def level(file: Path, reward: Reward = reward) -> float:
-                return _level(reward(load_clouds(file)[0]))
 
-            at_one = level(home / guided_name(name, seed))
-            trial = out / f"{path.stem}_trial.npz"
-            if not trial.exists():
-                further = matching_strength(((0.0, level(home / BASE_FILE)), (1.0, at_one)), aim)
-                clouds = start.sample(strengthen(guided, start.network, further), seed)
-                _score(clouds, trial, preset, strength=further)
-            further, at_further = float(load_clouds(trial)[1]["strength"][0]), level(trial)
-            strength = matching_strength(((1.0, at_one), (further, at_further)), aim)
-            print(
-                f"{path.stem}: reward {at_one:.4g} at strength 1, {at_further:.4g} at"
-                f" {further:.4g}, wanted {aim:.4g} (of zeros and ones, log-odds): {strength:.4g}",
-                flush=True,
-            )
-            fresh = seed + len(SEEDS)  # other noise than what chose the strength
-            clouds = start.sample(strengthen(guided, start.network, strength), fresh)
-            _score(clouds, path, preset, strength=strength)
-    return written
+def _strengthen(start: Start, home: Path, name: str, seed: int) -> Path:
+    path = home / guided_name(STRENGTHENED.format(name), seed)
+    if path.exists():
+        return path
+    guided, (draw, tau) = _guided_network(start, name, seed), start.draw(name)
+    reward = reward_named(GUIDED[name]["reward"])
+
+    def sample(file: Path, k: int, strength: float) -> None:
+        noise = seed + len(SEEDS) * k  # the guided model's own set has the seed's
+        clouds = start.sample(strengthen(guided, start.network, strength), noise)
+        _score(clouds, file, start.preset, strength=strength)
+
+    def level(clouds: Tensor) -> float:
+        return reward_level(reward(clouds))
+
+    def look(file: Path) -> tuple[float, float]:
+        clouds, values = load_clouds(file)
+        return float(values["strength"][0]), level(clouds)
+
+    levels = (
+        payoff_level(draw.weigh(tau)),
+        level(load_clouds(home / BASE_FILE)[0]),
+        level(load_clouds(home / guided_name(name, seed))[0]),
+    )
+    return sample_strengthened(path, start.out, levels, sample, look)
