@@ -10,9 +10,10 @@ from __future__ import annotations
 import copy
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -245,6 +246,54 @@ def guided_name(
     return f"qed_{dataset}_{reference}_ess{share}_seed{seed}{ending}"
 
 
+def guide_set(
+    preset: str,
+    out: Path,
+    path: Path,
+    network: nn.Module,
+    target: Weighted,
+    seed: int,
+    n: int,
+    lr: float,
+    reward: str,
+    config: dict[str, Any],
+) -> None:
+    """Train a network on the target from where it is; write its weights, then samples of it.
+
+    A set that is there is not made again. The network is left with the trained weights.
+
+    Args:
+        preset: quick, laptop or full.
+        out: folder of the checkpoint.
+        path: file of the samples; the weights lie beside it.
+        network: see above.
+        target: molecules under their weights.
+        seed: training seed.
+        n: samples.
+        lr: peak learning rate.
+        reward: names the experiment, for the metadata.
+        config: what identifies the run, JSON.
+    """
+    setting, diffusion, times = GUIDANCE[preset], molecule_diffusion(), training_times()
+    weights = path.with_name(path.name.removesuffix("_samples.npz") + ".safetensors")
+    if path.exists():
+        network.load_state_dict(load_model(weights)[0].state_dict())
+        return
+    torch.manual_seed(1000 * (seed + 1))
+    batches = weighted_batches(setting["batch"])(target)
+    ema = train_and_save(
+        network,
+        lambda net: diffusion.loss(net, next(batches), times=times),
+        weights,
+        out / f"{weights.stem}.checkpoint.safetensors",
+        setting["steps"],
+        lr,
+        config,
+        command_line(f"molecules-{reward}", preset),
+    )
+    sample_and_score(ema, path, preset, seed, n, load_qm9(DATA[preset]).part("train"))
+
+
 def guide_qed(
     preset: str,
     out: Path,
@@ -261,10 +310,8 @@ def guide_qed(
 
     Each network is written with a set of its samples. A set that is there is not made again.
     """
-    setting, home = GUIDANCE[preset], output_folder(preset, out)
-    data, dataset = load_qm9(DATA[preset]).part("train"), DATA[preset]
+    setting, home, dataset = GUIDANCE[preset], output_folder(preset, out), DATA[preset]
     network, _ = load_model(base_file(dataset))
-    diffusion, times = molecule_diffusion(), training_times()
     base = copy.deepcopy(network.state_dict())
     if preset != "quick":
         network.compile(dynamic=True)  # once, for all of them
@@ -274,30 +321,13 @@ def guide_qed(
         for seed in seeds:
             network.load_state_dict(base)
             for share in SHARES:
-                path = home / guided_name(reference, share, seed, dataset)
-                weights = home / guided_name(reference, share, seed, dataset, ".safetensors")
-                written.append(path)
-                if path.exists():
-                    network.load_state_dict(load_model(weights)[0].state_dict())
-                    continue
-                torch.manual_seed(1000 * (seed + 1))
-                batches = weighted_batches(setting["batch"])(wanted[share])
-
-                def loss(net: nn.Module, batches: Iterator = batches) -> Tensor:
-                    return diffusion.loss(net, next(batches), times=times)
-
+                written.append(home / guided_name(reference, share, seed, dataset))
                 print(f"reference {reference}, seed {seed}, ESS {share} %", flush=True)
-                ema = train_and_save(
-                    network,
-                    loss,
-                    weights,
-                    out / f"{weights.stem}.checkpoint.safetensors",
-                    setting["steps"],
-                    lr,
-                    {"reference": reference, "seed": seed, "share": share, **setting},
-                    command_line("molecules-qed", preset),
+                config = {"reference": reference, "seed": seed, "share": share, **setting}
+                n = GUIDED_SAMPLES[preset][share]
+                guide_set(
+                    preset, out, written[-1], network, wanted[share], seed, n, lr, "qed", config
                 )
-                sample_and_score(ema, path, preset, seed, GUIDED_SAMPLES[preset][share], data)
     return written
 
 

@@ -63,10 +63,10 @@ def load_model(path: str | Path | None = None) -> tuple[EGNN, dict]:
     return model.eval(), metadata
 
 
-def sized_batches(
+def indexed_batches(
     molecules: MoleculeSet, batch: int, weight: Tensor | None = None
-) -> Iterator[Tensor]:
-    """Endless training batches (batch, N, 9) of one size N each.
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Endless training batches (batch, N, 9) of one size N each, and which molecules (batch,).
 
     First the size is drawn, in proportion to the weight of its molecules, then molecules of it, in
     proportion to theirs, with replacement.
@@ -80,11 +80,19 @@ def sized_batches(
     groups = {n: torch.from_numpy(i) for n, i in molecules.by_size().items()}
     groups = {n: i for n, i in groups.items() if weight[i].sum() > 0}
     encoded = [encode(molecules.subset(i.numpy()), n) for n, i in groups.items()]
-    inside = [weight[i].double() for i in groups.values()]
+    index, inside = list(groups.values()), [weight[i].double() for i in groups.values()]
     share = torch.stack([w.sum() for w in inside])
     while True:
         k = int(torch.multinomial(share, 1))
-        yield encoded[k][torch.multinomial(inside[k], batch, replacement=True)]
+        chosen = torch.multinomial(inside[k], batch, replacement=True)
+        yield encoded[k][chosen], index[k][chosen]
+
+
+def sized_batches(
+    molecules: MoleculeSet, batch: int, weight: Tensor | None = None
+) -> Iterator[Tensor]:
+    """The batches of ``indexed_batches`` alone."""
+    return (x for x, _ in indexed_batches(molecules, batch, weight))
 
 
 def weighted_batches(batch: int) -> Callable[[Weighted], Iterator[Tensor]]:

@@ -18,6 +18,7 @@ from rgdm_lib._data import data_root
 from rgdm_lib.molecules.data import CHANNELS, MoleculeSet, encode, load_qm9
 from rgdm_lib.molecules.egnn import Block, RadialBasis, _pairs
 from rgdm_lib.molecules.guiding import train_and_save
+from rgdm_lib.molecules.model import indexed_batches
 from rgdm_lib.training import load_tensors
 
 UNITS = {"alpha": "Bohr^3", "mu": "Debye", "gap": "Hartree"}
@@ -116,16 +117,8 @@ class Protocol:
 def labelled_batches(
     molecules: MoleculeSet, label: Tensor, batch: int, weight: Tensor | None = None
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """`model.sized_batches` with the label (n,) of each molecule: endless (x, labels of x)."""
-    weight = torch.ones(len(molecules)) if weight is None else weight
-    groups = [torch.from_numpy(i) for i in molecules.by_size().values()]
-    groups = [i for i in groups if weight[i].sum() > 0]
-    encoded = [encode(molecules.subset(i.numpy()), int(molecules.n_atoms[i[0]])) for i in groups]
-    share = torch.stack([weight[i].sum() for i in groups])
-    while True:
-        k = int(torch.multinomial(share, 1))
-        chosen = torch.multinomial(weight[groups[k]], batch, replacement=True)
-        yield encoded[k][chosen], label[groups[k]][chosen]
+    """`model.indexed_batches` with the label (n,) of each molecule: endless (x, labels of x)."""
+    return ((x, label[i]) for x, i in indexed_batches(molecules, batch, weight))
 
 
 @torch.no_grad()

@@ -19,24 +19,20 @@ from torch import Tensor
 
 from rgdm_lib._data import data_path
 from rgdm_lib.molecules import judges
-from rgdm_lib.molecules.data import MoleculeSet, load_qm9, load_set
+from rgdm_lib.molecules.data import MoleculeSet, load_set
 from rgdm_lib.molecules.experiments import (
     DATA,
     GUIDANCE,
     SEEDS,
     STRENGTHENED,
     base_file,
-    command_line,
+    guide_set,
     output_folder,
-    sample_and_score,
     strengthen_set,
 )
-from rgdm_lib.molecules.guiding import equal_weights, train_and_save
+from rgdm_lib.molecules.guiding import equal_weights
 from rgdm_lib.molecules.model import (
     load_model,
-    molecule_diffusion,
-    training_times,
-    weighted_batches,
 )
 from rgdm_lib.payoff import Draw, Weighted, _bisect, has_value
 from rgdm_lib.strength import payoff_level, reward_level
@@ -140,11 +136,9 @@ def guide_stability(preset: str, out: Path, seeds: tuple = SEEDS, lr: float = 1e
     Nothing but training on the base model's own samples moves the control. Each network is
     written with a set of its samples; a set that is there is not made again.
     """
-    setting, home, dataset = GUIDANCE[preset], output_folder(preset, out), DATA[preset]
-    data = load_qm9(dataset).part("train")
+    home, dataset = output_folder(preset, out), DATA[preset]
     network, _ = load_model(base_file(dataset))
     base = copy.deepcopy(network.state_dict())
-    diffusion, times = molecule_diffusion(), training_times()
     if preset != "quick":
         network.compile(dynamic=True)  # once, for all of them
     wanted = stability_targets(stability_draw(dataset))
@@ -152,26 +146,13 @@ def guide_stability(preset: str, out: Path, seeds: tuple = SEEDS, lr: float = 1e
     for seed in seeds:
         network.load_state_dict(base)
         for kind in KINDS:
-            path = home / stability_name(kind, seed, dataset)
-            weights = home / stability_name(kind, seed, dataset, ".safetensors")
-            written.append(path)
-            if path.exists():
-                network.load_state_dict(load_model(weights)[0].state_dict())
-                continue
-            torch.manual_seed(1000 * (seed + 1))
-            batches = weighted_batches(setting["batch"])(wanted[kind])
+            written.append(home / stability_name(kind, seed, dataset))
             print(f"stability, seed {seed}, {kind}", flush=True)
-            ema = train_and_save(
-                network,
-                lambda net, batches=batches: diffusion.loss(net, next(batches), times=times),
-                weights,
-                out / f"{weights.stem}.checkpoint.safetensors",
-                setting["steps"],
-                lr,
-                {"seed": seed, "kind": kind, "batch": setting["batch"]},
-                command_line("molecules-stability", preset),
+            config = {"seed": seed, "kind": kind, "batch": GUIDANCE[preset]["batch"]}
+            n = SAMPLES[preset]
+            guide_set(
+                preset, out, written[-1], network, wanted[kind], seed, n, lr, "stability", config
             )
-            sample_and_score(ema, path, preset, seed, SAMPLES[preset], data)
     return written
 
 
