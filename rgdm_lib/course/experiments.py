@@ -16,6 +16,7 @@ EXPERIMENTS = {
     "molecules-stability-strength": "rgdm_lib.molecules.stability:strengthen_stability",
     "molecules-property": "rgdm_lib.molecules.properties:target_properties",
     "shapes-base": "rgdm_lib.shapes.experiments:train_base",
+    "shapes-pointwise": "rgdm_lib.shapes.pointwise:compare",
     "shapes-classifiers": "rgdm_lib.shapes.experiments:train_classifiers",
     "shapes-rgdm": "rgdm_lib.shapes.experiments:guide",
     "shapes-rivals": "rgdm_lib.shapes.rivals:compare",
