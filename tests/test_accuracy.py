@@ -5,9 +5,10 @@ import json
 import pytest
 import torch
 
-from rgdm_lib import accuracy
+from rgdm_lib import accuracy, payoff
 from rgdm_lib.diffusion import Diffusion
 from rgdm_lib.schedules import cosine
+from rgdm_lib.strength import strengthen
 
 
 @pytest.fixture(scope="module")
@@ -30,6 +31,8 @@ def test_a_table_of_all_worlds(table):
             (run,) = found["runs"]
             assert run["evaluations"] == 2 * int(200 * target.factor) and run["ess"] > 1
             assert run["over_floor"] > 0 and run["pool_over_floor"] > 0
+            assert set(run["strengthened"]) == {"over_floor", "reward", "kl"} <= set(run)
+            assert run["strength"] != 1 and run["strengthened"]["reward"] != run["reward"]
 
 
 def test_what_is_there_is_not_made_again(table, monkeypatch):
@@ -55,6 +58,23 @@ def test_the_judge_tells_exact_samples_from_the_reference():
     diffusion = Diffusion(cosine(50))
     steps = accuracy._sampler(diffusion, world.exact(10).denoiser(diffusion.schedule), 2)
     assert accuracy._judge(world, 10, steps, size)["reward"] == pytest.approx(reward, abs=0.05)
+
+
+def test_worlds_of_one_reference_share_a_network(table):
+    made = sorted(path.name for path in table.parent.glob("base_*"))
+    assert made == ["base_rare.safetensors", "base_ring.safetensors"]
+    ring, indicator = (accuracy.TARGETS[name].make().reference for name in ("ring", "indicator"))
+    assert torch.equal(ring.means, indicator.means) and torch.equal(ring.weights, indicator.weights)
+
+
+def test_a_model_that_learned_half_is_doubled():
+    world, diffusion = accuracy.TARGETS["ring"].make(), Diffusion(cosine(50))
+    base, whole = (law.denoiser(diffusion.schedule) for law in (world.reference, world.exact(80)))
+    torch.manual_seed(0)
+    target = payoff.from_data(world.reference.sample(20_000), world.reward, world.tau(80))
+    half = strengthen(whole, base, 0.5)
+    found = accuracy._strength(world, base, half, target, diffusion, 1000)
+    assert found == pytest.approx(2, rel=0.2)
 
 
 def test_an_unknown_world_is_refused(tmp_path):
