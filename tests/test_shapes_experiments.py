@@ -200,7 +200,7 @@ OWN_SAMPLES = [name for name in experiments.RIVALS if name.startswith(("reward_w
 def test_rivals_with_samples_of_their_own_have_as_many_evaluations(
     name, base, compared, monkeypatch
 ):
-    """As there are shapes, 3 x 20; counted where the reward is called."""
+    """At preset quick as many as there are shapes, 3 x 20; counted where the reward is called."""
     count, reward_named = [], experiments.reward_named
 
     def counting(name):
@@ -222,6 +222,22 @@ def test_rivals_with_samples_of_their_own_have_as_many_evaluations(
     assert sum(count) == 60 == settings["evaluations"]
     assert values["evaluations"].tolist() == [60.0] * 6
     assert torch.equal(rounded(clouds), there)
+
+
+def test_policy_gradients_may_see_fewer_points(base, tmp_path, monkeypatch):
+    """Paths have the points of their setting, samples those of the preset."""
+    shutil.copy(base / "base.safetensors", tmp_path)
+    monkeypatch.setitem(rivals.DDPO["quick"], "points", 16)
+    shapes_seen, method = [], rivals._Counted.__call__
+
+    def seen(self, x0):
+        shapes_seen.append(tuple(x0.shape))
+        return method(self, x0)
+
+    monkeypatch.setattr(rivals._Counted, "__call__", seen)
+    (path,) = rivals.compare("quick", tmp_path, rivals=("ddpo_class",), seeds=(0,))
+    assert shapes_seen == [(15, 16, 3)] * 4
+    assert load_clouds(path)[0].shape == (6, 64, 3)
 
 
 class _Stop(Exception):

@@ -111,8 +111,7 @@ class PointwiseDenoiser(nn.Module):
     def encode(self, x0: Tensor) -> tuple[Tensor, Tensor]:
         """A draw z (B, latent) of q(z | x0) and log q(z | x0) - log p(z), (B,) nats."""
         mean, log_std = self.encoder(x0).chunk(2, 1)
-        noise = torch.randn_like(mean)
-        z = mean + log_std.exp() * noise
+        z = mean + log_std.exp() * (noise := torch.randn_like(mean))
         log_q = -(log_std + noise.square() / 2 + math.log(2 * math.pi) / 2).sum(1)
         return z, log_q - self.log_prior(z)
 
@@ -190,12 +189,12 @@ def compare(preset: str, out: Path, compute: float = 1.0) -> list[Path]:
     (path,) = experiments.make_sets(preset, out, ("pointwise",), (0,), make)
     held_out = shapes("test", 300, POINTS[preset])
     real = torch.cat([held_out.of(kind)[: n // 3] for kind in CLASSES])
-    base = path.with_name(experiments.BASE_FILE)
-    sets = {file.name: load_clouds(file)[0][:n] for file in (base, path)}
+    files = (path.with_name(experiments.BASE_FILE), path)
+    sets = {file.name: load_clouds(file)[0][: len(real)] for file in files}
     sets["validation part"] = shapes("validation", n // 3, POINTS[preset]).points
     rr = metrics.chamfer_matrix(real, real)
     for name, clouds in sets.items():
         ss, sr = (metrics.chamfer_matrix(clouds, other) for other in (clouds, real))
         told = f"1-NNA-CD {metrics.one_nna(ss, sr, rr):.3f}, MMD-CD {metrics.mmd(sr):.4f}"
-        print(f"{name}: {told}, COV-CD {metrics.cov(sr):.3f} (n = {n})", flush=True)
+        print(f"{name}: {told}, COV-CD {metrics.cov(sr):.3f} (n = {len(rr)})", flush=True)
     return [path]
