@@ -1023,8 +1023,16 @@ assert np.nanmean(copied) < qed_base - 0.01 and np.isfinite(copied).mean() > np.
 # s = 1 + (s' - 1)\, \frac{m^* - m_1}{m_{s'} - m_1} .
 # $$
 #
-# Both sets need their rewards: that is the price in evaluations. Judged are *fresh* samples at $s$, from other noise.
-# (`python -m rgdm_lib.course experiment molecules-strength`.)
+# Rewards bend away from a line, so this $s$ misses by a little. Samples at $s$, with mean $m_s$, say by how much, and
+# the slope of the same line what mends it:
+#
+# <!-- eq: step-back | derived here -->
+# $$
+# s^* = s + (m^* - m_s)\, \frac{s' - 1}{m_{s'} - m_1} .
+# $$
+#
+# These sets need their rewards: that is the price in evaluations. Judged are *fresh* samples at $s^*$, from other noise.
+# (`python -m rgdm_lib.course experiment molecules-strength`.) In what follows, $s$ is that final strength.
 #
 # **Predict.** The mean is set now, so a gap closed of 1 proves little by itself. What could still be wrong? The shape of
 # the histogram, stability, the number of different molecules. Guess which of them gives way.
@@ -1056,7 +1064,7 @@ for (name, seed), sets in all_sets.items():
                      f" ± {chance / (qed_payoff[name, share] - qed_base):.2f}",
                      f"{distance[0]:.3f}", f"**{distance[1]:.3f}**", *(f"{v:.1%}" for v in with_value)])  # fmt: skip
         assert distance[1] < 0.6 * distance[0]
-        assert (with_value[1] > with_value[0]) == (share < 80)
+        assert (with_value[1] > with_value[0] - 0.03) == (share < 80)
 table(["reference", "training seed", "ESS", "strength s", "gap closed at 1", "at s", "KS to the payoff at 1",
        "at s", "with a value at 1", "at s"], rows)  # fmt: skip
 
@@ -1066,7 +1074,7 @@ table(["reference", "training seed", "ESS", "strength s", "gap closed at 1", "at
 # too little of it.
 #
 # It is no free lunch. A multiplier cannot tell the tilt from the student's mistakes. The student of ESS 80 % had the fewest steps
-# and needs the largest strength; there the share with a value falls, while it rises at 40 and 10 %. And the table of
+# and needs the largest strength; there the share with a value falls by more than 3 points, at 40 and 10 % it does not. And the table of
 # atoms further down shows one mistake grown: nitrogen goes past the payoff's share, the amines of section 2. A
 # strength up to 2 or 3 is a repair. If you need more, train longer.
 #

@@ -10,7 +10,7 @@ from rgdm_lib import payoff, schedules
 from rgdm_lib.diffusion import Diffusion
 from rgdm_lib.molecules.data import center
 from rgdm_lib.payoff import Draw
-from rgdm_lib.strength import matching_strength, strengthen
+from rgdm_lib.strength import matching_strength, strength_for, strengthen
 from rgdm_lib.worlds.mixtures import GaussianMixture
 from rgdm_lib.worlds.rewards import Linear
 
@@ -227,3 +227,26 @@ def matching_strength_of_a_line(
     """A student with part of the tilt from N(1, 1): at strength s its mean is 1 + s part / tau."""
     mean = [1 + s * LEARNED / TAU for s in (1.0, 1.8)]
     close(torch.tensor(formula(*mean, 1 + 1 / TAU, 1.8)).double(), 1 / LEARNED)
+
+
+@equation(
+    "step-back",
+    mutations={
+        "forward": {"formula": lambda s, left, slope: s - left / slope},
+        "without the slope": {"formula": lambda s, left, slope: s + left},
+        "inverted": {"formula": lambda s, left, slope: s + left * slope},
+        "twice": {"formula": lambda s, left, slope: s + 2 * left / slope},
+    },
+)
+def step_back(formula=None):
+    """Means 1 + s part / tau, but where the second trial is taken they are 0.03 lower."""
+    slope, aim = LEARNED / TAU, 1 + 1 / TAU
+
+    def measure(k, s):
+        return 1 + s * slope - 0.03 * k
+
+    if formula is None:
+        got = strength_for(aim, 1.0, 1 + slope, measure)
+    else:
+        got = formula(1 / LEARNED, 0.03, slope)
+    close(torch.tensor(got, dtype=torch.float64), (aim + 0.03 - 1) / slope)
