@@ -174,7 +174,6 @@ def _pointwise(start: Start, name: str, seed: int, compute: float) -> Made:
         return loss(diffusion, net, x0[index], times)
 
     trained = start.fit(name, seed, net, batch_loss, steps=steps, lr=LEARNING_RATE, **shared)
-    torch.manual_seed(seed)
     z = trained.draw_latents(GUIDANCE[start.preset]["samples"])
     return start.sample(experiments.fast(trained, start.preset), seed, z), {"steps": steps}
 

@@ -58,8 +58,8 @@ from rgdm_lib.training import load_tensors, muon
 # are drawn: 20 minutes for 2,000, two hours for 12,000. A third of them are of the wanted class.
 ROUNDS = 2
 ROUND_SAMPLES = {"quick": 30, "laptop": 1000, "full": 30_000}
-# Policy gradients keep all steps of a path, so a path is a tenth as long as the sampler's. A quarter
-# of the points at preset laptop: 32 paths in less time than 16 with all, and a ratio has the errors
+# Policy gradients keep all steps of a path: a path is a tenth as long as the sampler's. At preset
+# laptop a quarter of the points: 32 paths in less time than 16 with all, and a ratio has the errors
 # of fewer coordinates. The base's 128 points in 24 steps: 34 % chairs (n = 64), but half fall.
 DDPO = {
     "quick": {"rounds": 4, "n": 15, "steps": 5, "points": 64},
