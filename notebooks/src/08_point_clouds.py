@@ -616,6 +616,12 @@ if base_ships:
 # %% [markdown]
 # 1-NNA against held-out shapes says whether the samples can be told from real ones. Its distance from $\frac12$
 # counts on both sides.
+#
+# Was there a simpler network? Luo & Hu (2021) describe a shape by a *latent* $z$, read off the cloud by an encoder; a flow
+# is the law of $z$; and given $z$ each point is denoised *alone*. We trained that for as long as the base, on the same shapes
+# (`experiment shapes-pointwise`).
+#
+# **Predict.** A point that does not see its neighbours, only 64 numbers about the whole: which parts of a chair suffer?
 
 
 # %%
@@ -641,6 +647,13 @@ if base_ships:
     run.metric("base_1nna_cd_excess", abs(base_1nna - 0.5), "1", n,
                "distance from 0.5 of 1-NNA by CD (squared, summed) of base samples against held-out shapes, 512 "
                "points; the floor is that of real shapes", floor=abs(floor - 0.5))  # fmt: skip
+    pointwise = f"shapes/{experiments.guided_name('pointwise', 0)}"
+    if pointwise in shipped:
+        theirs = model.load_clouds(data_path(pointwise))[0][:n]
+        run.metric("pointwise_1nna_cd_excess",
+                   abs(metrics.one_nna(cd(theirs, theirs), cd(theirs, real), real_real) - 0.5), "1", n,
+                   "the same as base_1nna_cd_excess of the denoiser of Luo & Hu 2021, each point alone given a latent "
+                   "of the shape, trained for as long as the base", floor=abs(floor - 0.5))  # fmt: skip
     fig, axes = plt.subplots(1, 8, figsize=(11, 1.5), gridspec_kw={"wspace": 0})
     for ax, cloud in zip(axes.flat, made, strict=False):
         views.draw_cloud(ax, cloud, span=3.1)
@@ -894,11 +907,12 @@ run.metric("payoff_falling_share", float(weight[standing.reward == 0].sum()), "1
 # **Question.** Did training bring the model to the payoff distribution, and would something simpler have done?
 #
 # RGDM starts from the base and trains on the parametric shapes under their payoff weights, hundreds of steps for each
-# reward. Two rivals stand beside it. `classifier_class` follows the gradient of a classifier of noisy clouds, trained on the
-# same shapes with their labels. *Best of 8* trains nothing: of each eight base samples it keeps the one with the highest
-# reward. The numbers below are computed here, from the sets of samples that ship. (`experiment shapes-rgdm` and
-# `shapes-rivals` make more: a control without reward, the label or the reward as an input, a learned value, and the rivals of 06
-# and 07 that call the reward on samples of their own, 12,000 times like RGDM. Run them, and their rows appear.)
+# reward. Beside it stand rivals that learn from the same shapes. `conditional_class` is told the label of each shape
+# (classifier-free guidance at scale 1). `classifier_class` follows the gradient of a classifier of noisy clouds. `value_steady` knows
+# no label either: it follows the gradient of a learned value, the reward to be expected from $x_t$. *Best of 8* trains nothing: of each
+# eight base samples it keeps the one with the highest reward. The numbers below are computed here, from the sets of samples that
+# ship. (`experiment shapes-rgdm` and `shapes-rivals` make more: a control without reward, the reward as an input, and the rivals of 06
+# and 07 that call the reward on samples of their own. Run them, and their rows appear.)
 #
 # Training stops on the way: of what falls, some is left. What was learned is a difference of two denoisers, and `experiment
 # shapes-strength` makes that difference longer, by the factor that brings the share that stands to the payoff's. One number
@@ -1273,6 +1287,7 @@ run.finish()
 # - Achlioptas, Diamanti, Mitliagkas, Guibas 2018, *Learning representations and generative models for 3D point
 #   clouds*, arXiv 1707.02392: CD, EMD, MMD, COV, JSD
 # - Yang et al. 2019, *PointFlow*, arXiv 1906.12320: 1-NNA for clouds
+# - Luo & Hu 2021, *Diffusion probabilistic models for 3D point cloud generation*, arXiv 2103.01458
 # - Lee et al. 2019, *Set Transformer*, arXiv 1810.00825; Tyszkiewicz et al. 2023, *GECCO*, arXiv 2303.05916
 #
 # ## Next
