@@ -101,7 +101,7 @@ RIVALS = {
 # A class is learned in a seventh of the base's steps. Whether a chair stands hangs on where its
 # rear feet are: after 600 steps half of what fell still fell. It and its rivals take longer, and so
 # does a network that has to learn to heed a condition: after 600 steps it did not.
-LONG = ("control", "stands", "steady")
+LONG = ("control", "stands", "steady", "conditional_class")  # and the rivals of these
 LONGER = 3
 LEARNING_RATES = {False: 5e-4, True: 1.5e-3}  # long: the base's own
 GUIDANCE = {
@@ -322,7 +322,7 @@ class Start(NamedTuple):
     def trainer(self, name: str, seed: int) -> dict[str, Any]:
         """Options of the training, the same for a guided model and its rivals."""
         setting = GUIDANCE[self.preset]
-        long = RIVALS.get(name, name) in LONG or name.startswith("conditional")
+        long = name in LONG or RIVALS.get(name) in LONG
         steps = setting["steps"] * (LONGER if long else 1)
         return {
             "steps": steps,
