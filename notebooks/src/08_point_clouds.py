@@ -968,7 +968,7 @@ if sets:
 shown = [key for key in sets if key[1] in ("", SEED)]
 if len(shown) > 1:
     fig, axes = plt.subplots(
-        len(shown), 6, figsize=(7.5, 1.2 * len(shown)), gridspec_kw={"wspace": 0, "hspace": 0}
+        len(shown), 6, figsize=(6.3, len(shown)), gridspec_kw={"wspace": 0, "hspace": 0}
     )
     for row, key in zip(axes, shown, strict=True):
         for ax, cloud in zip(row, sets[key], strict=False):
