@@ -405,11 +405,10 @@ GAP = ("training alone stops on the way. It is the network, not the weights: bat
 BASE = ("the base model is small and was trained for under three hours on one core; what it gets wrong cannot be "
         "repaired by weights, so 09 tilts real molecules as well as its samples")  # fmt: skip
 REASONS = {
-    "ring-laptop": "chance of the fit: the same settings gave "
-                   f"{ours('sw_over_floor_ring_worst', '.2f', ON)} in the experiment `worlds-rgdm`. The weighted samples that it "
-                   f"learned from are {ours('pool_over_floor_ring', '.2f', ON)} floors away, the exact denoiser in the same "
-                   f"sampler {ours('sampler_over_floor_ring', '.2f', ON)}: what the network adds "
-                   "differs from seed to seed by more than that",
+    "ring-laptop": "by chance of the rewards: the weighted samples that it learned from are "
+                   f"{ours('pool_over_floor_ring', '.2f', ON)} floors away themselves, the exact denoiser in the same sampler "
+                   f"{ours('sampler_over_floor_ring', '.2f', ON)}. The network adds little to that; another pool, in the experiment "
+                   f"`worlds-rgdm`, ended at {ours('sw_over_floor_ring_worst', '.2f', ON)}",
     "rare": "the weighted samples that it learns from are as far off, with thousands of them effective: the base network's own share "
             "of a mode of one in a thousand is off by some percent, and the weights pass that on",
     "indicator": "the payoff jumps at the edge of the region, and a network blurs jumps: some of the mass leaks out, less the more "

@@ -99,9 +99,9 @@ RIVALS = {
     "ddpo_class": "class_probability",  # a policy gradient, without a KL to the base
 }
 # To favour a class is learned in a seventh of the base's steps. Whether a chair stands hangs on
-# where its rear feet are: after 600 steps half of what fell still fell. It takes longer, and so does
-# a network that has to learn to heed a condition, which 600 steps did not teach. A model and all of
-# its rivals have as many steps.
+# where its rear feet are: after 600 steps half of what fell still fell. It takes longer, and so
+# does a network that has to learn to heed a condition, which 600 steps did not teach. A model and
+# all of its rivals have as many steps.
 LONG = ("control", "class_probability", "stands", "steady")  # and the rivals of these
 LONGER = 3
 LEARNING_RATES = {False: 5e-4, True: 1.5e-3}  # long: the base's own
