@@ -619,7 +619,7 @@ if base_ships:
 #
 # Was there a simpler network? Luo & Hu (2021) describe a shape by a *latent* $z$, read off the cloud by an encoder; a flow
 # is the law of $z$; and given $z$ each point is denoised *alone*. We trained that for as long as the base, on the same shapes
-# (`experiment shapes-pointwise`).
+# (`experiment shapes-pointwise`; the weight of its KL, $10^{-3}$, is the one they published and was not tuned here).
 #
 # **Predict.** A point that does not see its neighbours, only 64 numbers about the whole: which parts of a chair suffer?
 
