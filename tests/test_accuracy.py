@@ -5,10 +5,9 @@ import json
 import pytest
 import torch
 
-from rgdm_lib import accuracy, payoff
+from rgdm_lib import accuracy
 from rgdm_lib.diffusion import Diffusion
 from rgdm_lib.schedules import cosine
-from rgdm_lib.strength import strengthen
 
 
 @pytest.fixture(scope="module")
@@ -31,8 +30,6 @@ def test_a_table_of_all_worlds(table):
             (run,) = found["runs"]
             assert run["evaluations"] == 2 * int(200 * target.factor) and run["ess"] > 1
             assert run["over_floor"] > 0 and run["pool_over_floor"] > 0
-            assert set(run["strengthened"]) == {"over_floor", "reward", "kl"} <= set(run)
-            assert run["strength"] != 1 and run["strengthened"]["reward"] != run["reward"]
 
 
 def test_what_is_there_is_not_made_again(table, monkeypatch):
@@ -67,16 +64,6 @@ def test_worlds_of_one_reference_share_a_network(table):
     assert torch.equal(ring.means, indicator.means) and torch.equal(ring.weights, indicator.weights)
 
 
-def test_a_model_that_learned_half_is_doubled():
-    world, diffusion = accuracy.TARGETS["ring"].make(), Diffusion(cosine(50))
-    base, whole = (law.denoiser(diffusion.schedule) for law in (world.reference, world.exact(80)))
-    torch.manual_seed(0)
-    target = payoff.from_data(world.reference.sample(20_000), world.reward, world.tau(80))
-    half = strengthen(whole, base, 0.5)
-    found = accuracy._strength(world, base, half, target, diffusion, 1000)
-    assert found == pytest.approx(2, rel=0.2)
-
-
 def test_an_unknown_world_is_refused(tmp_path):
     with pytest.raises(ValueError, match="no world 'cube'; there are ring, indicator, rare"):
         accuracy.measure("quick", tmp_path, world="cube")
@@ -90,5 +77,5 @@ def test_half_of_the_times_are_where_edges_are_made():
     assert float(p[1:].min()) > 0.49 / 400
     bump = (p[1:] - 0.5 / 400).cumsum(0)
     low, middle, high = (float(ratio[int((bump < q / 2).sum())]) for q in (0.1587, 0.5, 0.8413))
-    assert middle == pytest.approx(0.1, rel=0.1)
-    assert low == pytest.approx(0.037, rel=0.1) and high == pytest.approx(0.27, rel=0.1)
+    assert middle == pytest.approx(0.05, rel=0.1)
+    assert low == pytest.approx(0.0184, rel=0.2) and high == pytest.approx(0.136, rel=0.1)

@@ -73,9 +73,9 @@ from rgdm_lib.worlds.rewards import Linear
 run = notebook.start("07_rgdm", PRESET, SEED, OUT_DIR)
 torch.set_num_threads(1)  # the network is small: a second thread costs more than it brings
 settings = run.settings(
-    quick={"T": 100, "hidden": 64, "base_steps": 1500, "n": 5000, "rounds": 3, "steps": 400, "draws": 2, "N": 4000},
-    laptop={"T": 400, "hidden": 128, "base_steps": 20_000, "n": 5000, "rounds": 4, "steps": 3000, "draws": 10, "N": 10_000},
-    full={"T": 400, "hidden": 128, "base_steps": 20_000, "n": 5000, "rounds": 4, "steps": 3000, "draws": 10, "N": 10_000},
+    quick={"T": 100, "hidden": 64, "base_steps": 1500, "n": 5000, "rounds": 3, "steps": 400, "batch": 512, "draws": 2, "N": 4000},
+    laptop={"T": 400, "hidden": 128, "base_steps": 20_000, "n": 5000, "rounds": 4, "steps": 4000, "batch": 1024, "draws": 10, "N": 10_000},
+    full={"T": 400, "hidden": 128, "base_steps": 20_000, "n": 5000, "rounds": 4, "steps": 4000, "batch": 1024, "draws": 10, "N": 10_000},
 )
 N = settings.N  # points behind every distance below
 
@@ -170,7 +170,7 @@ schedule = schedules.cosine(settings.T)
 diffusion = Diffusion(schedule)
 base = MLPDenoiser(2, schedule.alpha_bar, hidden=settings.hidden, layers=3)
 trainer = Trainer(base, lambda net: diffusion.loss(net, world.sample(1024)), settings.base_steps,
-                  **accuracy.PRETRAINING)
+                  **accuracy.TRAINING)
 base.load_state_dict(trainer.run(progress=False).state_dict())
 
 
@@ -472,7 +472,7 @@ print("one screen and library: the same network")
 #
 # Two things are added to the screen above, for the fit. Half of the loss's times are drawn where there is little noise
 # (`accuracy.training_times`), which is where the edges of the modes are made. Any positive distribution of the times keeps the
-# optimum (notebook 02). And the learning rate starts twice as high and falls to 0 over all of a round (`accuracy.FITTING`).
+# optimum (notebook 02). And the learning rate starts four times as high and falls to 0 over all of a round (`accuracy.TRAINING`).
 
 # %%
 net = copy.deepcopy(base)
@@ -480,7 +480,7 @@ sampler = payoff.model_sampler(diffusion, lambda n: torch.randn(n, 2), reward, s
 loss = partial(diffusion.loss, times=accuracy.training_times(diffusion))
 rounds = []
 for result in rgdm.fit(net, diffusion, sampler, tau, rounds=settings.rounds, steps=settings.steps,
-                       batch_size=512, loss=loss, **accuracy.FITTING):
+                       batch_size=settings.batch, loss=loss, **accuracy.TRAINING):
     rounds.append(result)
     path_ess = "    " if result.path_ess is None else f"{result.path_ess:.0%}"
     print(f"{result.evaluations:6,} rewards  beta tau = {result.beta * tau:.2f}  "
