@@ -910,8 +910,8 @@ run.metric("payoff_falling_share", float(weight[standing.reward == 0].sum()), "1
 # reward. Beside it stand rivals that learn from the same shapes. `conditional_class` is told the label of each shape
 # (classifier-free guidance at scale 1). `classifier_class` follows the gradient of a classifier of noisy clouds. `value_steady` knows
 # no label either: it follows the gradient of a learned value, the reward to be expected from $x_t$. *Best of 8* trains nothing: of each
-# eight base samples it keeps the one with the highest reward. A model and its rivals train for equally many steps (the
-# classifier of noisy clouds, the smallest, for a third). The numbers below are computed here, from the sets of samples that
+# eight base samples it keeps the one with the highest reward. A model and its rivals train for equally many steps.
+# The numbers below are computed here, from the sets of samples that
 # ship. (`experiment shapes-rgdm` and `shapes-rivals` make more: a control without reward, the reward as an input, and the rivals of 06
 # and 07 that call the reward on samples of their own. Run them, and their rows appear.)
 #

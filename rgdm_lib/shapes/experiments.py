@@ -74,15 +74,19 @@ CLASSIFIER_TRAINING = {
 # What guides a model: a reward, and what sets tau. A share of the samples that is to be effective;
 # for a reward of two values, whose ties bound that share, tau itself: at 0.2 the odds of falling
 # go down by exp(5) = 148. The control has no reward, which is tau to infinity, and is all rewards'.
+# To favour a class is learned in a seventh of the base's steps. Whether a chair stands hangs on
+# where its rear feet are: after as few steps half of what fell still fell. It takes ``long``er, and
+# so does a network that has to learn to heed a condition. A model and its rivals have as many.
 WANTED = "chair"
 GUIDED = {
-    "control": {},
+    "control": {"long": True},
     "class_ess80": {"reward": "class", "share": 0.8},
     "class_ess40": {"reward": "class", "share": 0.4},
     "class_ess10": {"reward": "class", "share": 0.1},
-    "class_probability": {"reward": "class_probability", "tau": 1.0},  # the law of the class
-    "stands": {"reward": "stands", "tau": 0.2},
-    "steady": {"reward": "steady", "tau": 0.2},  # stands, with something to spare
+    # the law of the class
+    "class_probability": {"reward": "class_probability", "tau": 1.0, "long": True},
+    "stands": {"reward": "stands", "tau": 0.2, "long": True},
+    "steady": {"reward": "steady", "tau": 0.2, "long": True},  # stands, with something to spare
     "symmetric": {"reward": "symmetric", "share": 0.4},
 }
 # Rivals of one guided model each: the same shapes with the same rewards (or their labels), as many
@@ -98,11 +102,6 @@ RIVALS = {
     "particles_stands": "stands",
     "ddpo_class": "class_probability",  # a policy gradient, without a KL to the base
 }
-# To favour a class is learned in a seventh of the base's steps. Whether a chair stands hangs on
-# where its rear feet are: after 600 steps half of what fell still fell. It takes longer, and so
-# does a network that has to learn to heed a condition, which 600 steps did not teach. A model and
-# all of its rivals have as many steps.
-LONG = ("control", "class_probability", "stands", "steady")  # and the rivals of these
 LONGER = 3
 LEARNING_RATES = {False: 5e-4, True: 1.5e-3}  # long: the base's own
 GUIDANCE = {
@@ -259,7 +258,7 @@ def payoff_draw(name: str, clouds: Tensor) -> tuple[Draw, float]:
         ValueError: no tau gives that share of effective samples.
     """
     target = GUIDED[name]
-    if not target:
+    if "reward" not in target:
         return Draw(clouds, torch.zeros(len(clouds))), 1.0
     draw = Draw(clouds, reward_named(target["reward"])(clouds))
     return draw, target.get("tau") or temperature_for_ess(draw.reward, target["share"])
@@ -323,7 +322,7 @@ class Start(NamedTuple):
     def trainer(self, name: str, seed: int) -> dict[str, Any]:
         """Options of the training, the same for a guided model and its rivals."""
         setting = GUIDANCE[self.preset]
-        long = name in LONG or RIVALS.get(name) in LONG
+        long = GUIDED.get(RIVALS.get(name, name), {}).get("long", False)
         steps = setting["steps"] * (LONGER if long else 1)
         return {
             "steps": steps,
