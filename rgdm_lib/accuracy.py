@@ -42,19 +42,23 @@ PRESETS = {
 class Target(NamedTuple):
     """A world, the effective shares in % to go to, and samples a round over the preset's n.
 
-    Worlds of one reference share a pretrained network, ``base``.
+    Worlds of one reference share a pretrained network, ``base``. ``seen``: its pretraining takes
+    half of its points from the payoff of that share, with weights that undo it. Without, a batch
+    has one point of a mode of a thousandth, and the network's share of that mode is off by percents
+    that every payoff of the network inherits.
     """
 
     make: Callable[[], World]
     shares: tuple[float, ...]
     factor: float = 1
     base: str = "ring"
+    seen: float | None = None
 
 
 TARGETS = {
     "ring": Target(known.ring_world, (10, 40, 80)),
     "indicator": Target(known.indicator_world, (10, 40)),  # at 80 its mass in the region is 0.19
-    "rare": Target(known.rare_world, tuple(known.rare_world().temperatures), 2.5, "rare"),
+    "rare": Target(known.rare_world, (0.38,), 2.5, "rare", 0.38),
 }
 
 # Options of ``Trainer`` for both trainings: the learning rate falls to 0 over all of one. Excess
@@ -103,16 +107,36 @@ def _judge(world: World, share: float, model: Sampler, size: dict) -> dict[str, 
     }
 
 
-def _pretrained(name: str, world: World, diffusion: Diffusion, size: dict, out: Path) -> nn.Module:
+def weighted_points(world: World, n: int, seen: float | None) -> tuple[Tensor, Tensor]:
+    """n points and weights (n,) of mean 1 whose weighted law is the reference.
+
+    Half of the points are the payoff's at share ``seen``: a point has density (p_ref + p*) / 2, so
+    its weight is 2 / (1 + p* / p_ref), at most 2. None: points of the reference, of weight 1.
+    """
+    if seen is None:
+        return world.reference.sample(n), torch.ones(n)
+    x = torch.cat([world.reference.sample(n - n // 2), world.exact(seen).sample(n // 2)])
+    log_tilt = world.reward(x) / world.tau(seen) - world.log_z(seen)
+    return x, 2 * torch.sigmoid(-log_tilt)
+
+
+def _pretrained(
+    target: Target, world: World, diffusion: Diffusion, size: dict, out: Path
+) -> nn.Module:
     torch.manual_seed(0)
     dim = world.reference.means.shape[1]
     net = MLPDenoiser(dim, diffusion.schedule.alpha_bar, hidden=size["hidden"], layers=3)
+
+    def loss(net: Denoiser) -> Tensor:
+        x0, weight = weighted_points(world, 1024, target.seen)
+        return weight * diffusion.loss(net, x0)
+
     return Trainer(
         net,
-        lambda net: diffusion.loss(net, world.reference.sample(1024)),
+        loss,
         size["base"],
-        checkpoint=out / f"base_{name}.safetensors",
-        config={"reference": name, "T": diffusion.T, "hidden": size["hidden"]},
+        checkpoint=out / f"base_{target.base}.safetensors",
+        config={"reference": target.base, "T": diffusion.T, "hidden": size["hidden"]},
         **TRAINING,
     ).run(progress=False)
 
@@ -184,7 +208,7 @@ def measure(preset: str, out: Path, world: str = "") -> Path:
     for name in [world] if world else TARGETS:
         where = TARGETS[name].make()
         n = int(TARGETS[name].factor * size["n"])
-        base = _pretrained(TARGETS[name].base, where, diffusion, size, out)
+        base = _pretrained(TARGETS[name], where, diffusion, size, out)
         table["worlds"][name] = {}
         for share in TARGETS[name].shares:
             found = kept(

@@ -64,6 +64,23 @@ def test_worlds_of_one_reference_share_a_network(table):
     assert torch.equal(ring.means, indicator.means) and torch.equal(ring.weights, indicator.weights)
 
 
+@pytest.mark.parametrize("seen", [None, 0.38])
+def test_points_to_pretrain_on_have_the_reference_as_their_weighted_law(seen):
+    world = accuracy.TARGETS["rare"].make()
+    torch.manual_seed(0)
+    x, weight = accuracy.weighted_points(world, 100_000, seen)
+    rare = world.reference.responsibilities(x)[:, 0].double()
+    assert 0 <= float(weight.min()) and float(weight.max()) <= 2
+    assert float(weight.mean()) == pytest.approx(1, abs=0.01)
+    assert float((rare > 0.5).double().mean()) == pytest.approx(0.25 if seen else 0.001, rel=0.4)
+    mass, error = float((weight * rare).mean()), float((weight * rare).std()) / len(x) ** 0.5
+    assert mass == pytest.approx(1e-3, abs=4 * error) and error < (1e-5 if seen else 2e-4)
+    mean = (weight[:, None] * x).double().mean(0)
+    assert mean.tolist() == pytest.approx(
+        (world.reference.weights @ world.reference.means).tolist(), abs=0.02
+    )
+
+
 def test_an_unknown_world_is_refused(tmp_path):
     with pytest.raises(ValueError, match="no world 'cube'; there are ring, indicator, rare"):
         accuracy.measure("quick", tmp_path, world="cube")
