@@ -170,7 +170,7 @@ schedule = schedules.cosine(settings.T)
 diffusion = Diffusion(schedule)
 base = MLPDenoiser(2, schedule.alpha_bar, hidden=settings.hidden, layers=3)
 trainer = Trainer(base, lambda net: diffusion.loss(net, world.sample(1024)), settings.base_steps,
-                  **accuracy.TRAINING)
+                  **accuracy.PRETRAINING)
 base.load_state_dict(trainer.run(progress=False).state_dict())
 
 
@@ -472,7 +472,7 @@ print("one screen and library: the same network")
 #
 # Two things are added to the screen above, for the fit. Half of the loss's times are drawn where there is little noise
 # (`accuracy.training_times`), which is where the edges of the modes are made. Any positive distribution of the times keeps the
-# optimum (notebook 02). And the learning rate starts four times as high and falls to 0 over all of a round (`accuracy.TRAINING`).
+# optimum (notebook 02). And the learning rate starts twice as high and falls to 0 over all of a round (`accuracy.FITTING`).
 
 # %%
 net = copy.deepcopy(base)
@@ -480,7 +480,7 @@ sampler = payoff.model_sampler(diffusion, lambda n: torch.randn(n, 2), reward, s
 loss = partial(diffusion.loss, times=accuracy.training_times(diffusion))
 rounds = []
 for result in rgdm.fit(net, diffusion, sampler, tau, rounds=settings.rounds, steps=settings.steps,
-                       batch_size=settings.batch, loss=loss, **accuracy.TRAINING):
+                       batch_size=settings.batch, loss=loss, **accuracy.FITTING):
     rounds.append(result)
     path_ess = "    " if result.path_ess is None else f"{result.path_ess:.0%}"
     print(f"{result.evaluations:6,} rewards  beta tau = {result.beta * tau:.2f}  "
