@@ -86,8 +86,8 @@ def training_times(diffusion: Diffusion) -> Tensor:
     That half is log-normal in the noise-to-signal ratio, median 0.05, sd of the log 1. A jump of
     the payoff's density is blurred as far as the network is from sharp at little noise. Trained on
     exact draws of the indicator's payoff, a share of 0.820 in the region, for 3,000 steps of 512:
-    0.773 of a model's samples are in it with median 0.1, 0.762 with 0.2, 0.782 with 0.05; 0.789 with
-    0.1 and steps of 2,048.
+    0.773 of a model's samples are in it with median 0.1, 0.762 with 0.2, 0.782 with 0.05; 0.789
+    with 0.1 and batches of 2,048.
     """
     alpha_bar = diffusion.schedule.alpha_bar[1:]
     ratio = ((1 - alpha_bar) / alpha_bar).sqrt()
