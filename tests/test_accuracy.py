@@ -1,6 +1,7 @@
 """The experiment worlds-rgdm, in preset quick: what it measures, resumed, refused."""
 
 import json
+import math
 
 import pytest
 import torch
@@ -86,13 +87,29 @@ def test_an_unknown_world_is_refused(tmp_path):
         accuracy.measure("quick", tmp_path, world="cube")
 
 
-def test_half_of_the_times_are_where_edges_are_made():
-    p = accuracy.training_times(Diffusion(cosine(400)))
+@pytest.mark.parametrize("noise", [0.1, 0.05])
+def test_half_of_the_times_are_where_edges_are_made(noise):
+    p = accuracy.training_times(Diffusion(cosine(400)), noise)
     alpha_bar = cosine(400).alpha_bar[1:]
     ratio = ((1 - alpha_bar) / alpha_bar).sqrt()
     assert p[0] == 0 and float(p.sum()) == pytest.approx(1)
     assert float(p[1:].min()) > 0.49 / 400
     bump = (p[1:] - 0.5 / 400).cumsum(0)
     low, middle, high = (float(ratio[int((bump < q / 2).sum())]) for q in (0.1587, 0.5, 0.8413))
-    assert middle == pytest.approx(0.05, rel=0.1)
-    assert low == pytest.approx(0.0184, rel=0.2) and high == pytest.approx(0.136, rel=0.1)
+    assert middle == pytest.approx(noise, rel=0.1)
+    assert low == pytest.approx(noise / math.e, rel=0.2)
+    assert high == pytest.approx(noise * math.e, rel=0.1)
+
+
+def test_an_edge_is_trained_longer_at_less_noise(tmp_path, monkeypatch):
+    seen = {}
+
+    def fit(world, share, n, base, diffusion, size, seed):
+        seen[world.name] = {k: size[k] for k in ("steps", "batch", "noise")}
+        return {}
+
+    monkeypatch.setattr(accuracy, "_run", fit)
+    monkeypatch.setattr(accuracy, "_beside", lambda *_: {})
+    accuracy.measure("quick", tmp_path)
+    assert seen["ring"] == {"steps": 20, "batch": 64, "noise": 0.1}
+    assert seen["indicator"] == seen["rare mode"] == {"steps": 26, "batch": 128, "noise": 0.05}
