@@ -214,12 +214,12 @@ def measure(preset: str, out: Path, world: str = "") -> Path:
     command = f"python -m rgdm_lib.course experiment worlds-rgdm --preset {preset}"
     table: dict[str, Any] = {"command": command, **size, "worlds": {}}
     for name in [world] if world else TARGETS:
-        where = TARGETS[name].make()
-        n = int(TARGETS[name].factor * size["n"])
-        fit = {k: type(size[k])(factor * size[k]) for k, factor in TARGETS[name].fit.items()}
-        base = _pretrained(TARGETS[name], where, diffusion, size, out)
+        target = TARGETS[name]
+        where, n = target.make(), int(target.factor * size["n"])
+        fit = {k: type(size[k])(factor * size[k]) for k, factor in target.fit.items()}
+        base = _pretrained(target, where, diffusion, size, out)
         table["worlds"][name] = {}
-        for share in TARGETS[name].shares:
+        for share in target.shares:
             found = kept(
                 out / f"{name}_{share}.json",
                 partial(_beside, where, share, base, diffusion, size),
