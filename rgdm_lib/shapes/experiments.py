@@ -87,6 +87,8 @@ GUIDED = {
     "class_probability": {"reward": "class_probability", "tau": 1.0, "long": True},
     "stands": {"reward": "stands", "tau": 0.2, "long": True},
     "steady": {"reward": "steady", "tau": 0.2, "long": True},  # stands, with something to spare
+    # the same with the base's own samples as the reference, for whom has no shapes
+    "steady_model": {"reward": "steady", "tau": 0.2, "long": True, "own_samples": True},
     "symmetric": {"reward": "symmetric", "share": 0.4},
 }
 # Rivals of one guided model each: the same shapes with the same rewards (or their labels), as many
@@ -315,8 +317,11 @@ class Start(NamedTuple):
         return self.out / f"{name}_seed{seed}.checkpoint.safetensors"
 
     def draw(self, name: str) -> tuple[Draw, float]:
-        """The shapes, normalised, with the rewards of a guided model, and its tau."""
-        draw, tau = payoff_draw(name, self.seen.points)
+        """The shapes, or the base's samples, normalised, with a guided model's rewards; its tau."""
+        clouds = self.seen.points
+        if GUIDED[name].get("own_samples", False):
+            clouds, _ = load_clouds(_home(self.preset, self.out) / BASE_FILE)
+        draw, tau = payoff_draw(name, clouds)
         return replace(draw, x0=self.norm.apply(draw.x0)), tau
 
     def trainer(self, name: str, seed: int) -> dict[str, Any]:
@@ -392,7 +397,8 @@ def guide(
     """RGDM from the base: one network for each reward, temperature and seed; sets of samples.
 
     The reference is the law of the parametric shapes, by those that the base was trained on: their
-    payoff distribution is known. A training that was stopped goes on.
+    payoff distribution is known. That of ``own_samples`` is the base's, by those that ship. A
+    training that was stopped goes on.
     """
     return make_sets(preset, out, models, seeds, _rgdm)
 
