@@ -724,15 +724,15 @@ for name, by_share in targets["worlds"].items():
 
 # %% [markdown]
 # Read a line from the right. The base was far away. The exact denoiser says what the sampler's steps cost (for the indicator it would
-# take hours: nan); *its pool*, the weighted samples that RGDM was trained on, what the base network's own errors and the finite number of
+# take an hour: nan); *its pool*, the weighted samples that RGDM was trained on, what the base network's own errors and the finite number of
 # effective samples cost. A few points of the pool carry much of the weight and come again in every draw; a network smooths that out, and may
 # end nearer than its pool. Chance moves all of these by some tenths. (The KL is estimated from neighbours' distances, with an error
 # of about 0.03 nats.)
 #
 # For the **rare mode** the base decides. The payoff that RGDM aims at is that of the *network*: what the network has too little of a
 # mode of one in a thousand, by some percent, the payoff has too little of by as many. A batch of 1,024 points has one of that mode.
-# Trained on such batches, the network's pool was 7.2 floors away, and RGDM 6.0. So this network took half of its points from the
-# payoff, each with the weight $p_{ref} / q$, $q$ being the mixture that it was drawn from: the optimum stays, the noise goes
+# (A network trained on such batches, in a trial that does not ship, led to a worse pool and a worse model.) So this network took half of its
+# points from the payoff, each with the weight $p_{ref} / q$, $q$ being the mixture that it was drawn from: the optimum stays, the noise goes
 # (`accuracy.weighted_points`). Who trains a base for a rare event should do the same, if there is a way to draw it.
 #
 # The **indicator**'s payoff jumps at the edge of the disc, by $e^{1/\tau}$. A network has no jumps: at the last, quiet steps it must
@@ -740,9 +740,8 @@ for name, by_share in targets["worlds"].items():
 # (`worlds-rgdm` draws half of them there), and many points in a batch, for few of them are near the edge.
 #
 # More training is not better everywhere. A round learns from some thousand points, and a network that trains on them for too long
-# learns *them*; then the paths of its own samples carry worse weights. On the ring, seed 0, after four rounds of 1,000 steps the pool has
-# 13,500 effective samples, of 3,000 steps 11,900, with the indicator's settings 8,000. The models were 1.5, 1.5 and 1.9 floors off; with
-# twice the learning rate some samples ran away, 20 floors.
+# learns *them*; then the paths of its own samples carry worse weights. (So it went on the ring in trials that do not ship: the
+# indicator's settings left fewer effective samples, and twice the learning rate lost some samples altogether.)
 
 # %%
 worst = {}
@@ -868,7 +867,8 @@ print(f"mean reward: exact payoff {cold_mean:.2f}, weighted samples {float(weigh
 # to get two thirds of the payoff; and every mode moves. All methods get the same pretrained network, the
 # same sampler (T = 100), the same temperature (an effective share of 10 %) and 20,000 reward evaluations. The two settings that
 # matter most to each were searched on a grid of three by three values, with seed 0; the pair that ended nearest to the exact payoff
-# ran with more seeds, and with other numbers of evaluations. That took hours; `experiment worlds-rivals`
+# ran with more seeds, and with other numbers of evaluations. (`best_of_n`, `best_child`, `particles` and `reward_gradient` train nothing and
+# have one setting: three values.) That took hours; `experiment worlds-rivals`
 # repeats it. Its table ships with the course, and all that follows is computed from it, here.
 #
 # | name in the table | what it does | source |
@@ -922,13 +922,19 @@ for name, method in rivals.items():
 # brackets: the least and the largest of the seeds. The first two lines are what to aim at: a mean reward *above* the exact
 # one is as wrong as one below. No line is set in bold because its reward is high.
 #
-# Here is the search. Read it before you trust a line above: a method whose nine numbers differ by a factor of
+# Here is the search. Read it before you trust a line above: a method whose numbers differ by a factor of
 # ten needs someone to tune it, and here the exact answer did the tuning, which nobody has outside of a world like this.
+# A star marks the winner. Where the winner is the least or the largest value that was tried, the line says "edge": beyond it there may be
+# a better one, which nobody looked for.
 
 # %%
+at_edge = {}
 for name, method in rivals.items():
     chosen = method["runs"][0]["setting"]
-    print(f"{name}: {', '.join(chosen)}")
+    tried = {key: [one["setting"][key] for one in method["search"]] for key in chosen}
+    edges = [key for key in chosen if chosen[key] in (min(tried[key]), max(tried[key]))]
+    at_edge[name] = edges
+    print(f"{name}: {', '.join(chosen)}" + (f"; edge: {', '.join(edges)}" if edges else ""))
     ends = []
     for found in method["search"]:
         last = found["curve"][-1]["over_floor"] if found["curve"] and not found["failure"] else None
@@ -937,6 +943,14 @@ for name, method in rivals.items():
         ends.append(f"({values}) {'broke' if last is None else f'{last:.1f}'}{mark}")
     for i in range(0, len(ends), 3):
         print("    " + "".join(f"{end:<24}" for end in ends[i:i + 3]).rstrip())
+inner = [name for name, edges in at_edge.items() if not edges]
+print(f"no winner at an edge: {', '.join(inner)}; all others have one")
+assert {len(method["search"]) for method in rivals.values() if method["kind"] == "sample"} == {3}
+assert {len(method["search"]) for method in rivals.values() if method["kind"] != "sample"} == {9}
+
+# %% [markdown]
+# Most winners lie at an edge, RGDM's both. An edge can be harmless: `scale` = 1 and `cold` = 1 of `conditional` are the values theory
+# asks for, and RGDM's nine numbers hardly differ. It can also hide something: `best_of_n`, `best_child` and `bounded` were still getting better.
 
 # %% [markdown]
 # ### How many rewards does it take?
@@ -1025,65 +1039,216 @@ for name in ("rgdm", "ddpo", "ddpo_kl"):
                f"L1 distance of the mode weights of {name}'s samples to the exact ones, minus that of exact samples, "
                f"8-D mixture, ESS 10 %, {POINTS}, worst seed")
 
+# %%
+with torch.random.fork_rng():
+    exact8 = known.mixture8d_world().exact(table["share"])
+    judge = [np.mean([metrics.mode_l1(exact8.sample(judged_on), exact8) for _ in range(table["draws"])]) for _ in range(20)]
+print(f"exact samples, {POINTS}: L1 of their mode weights {np.mean(judge):.3f}, which is taken off below; "
+      f"standard deviation {np.std(judge):.3f}")  # fmt: skip
+print(f"rgdm, seed by seed (the exact mean reward is {table['exact_reward']:.2f}):")
+for one in of_rgdm:
+    last = one["curve"][-1]
+    print(f"  seed {one['seed']}: mode weights {last['mode_l1']:.3f}, mean reward {last['reward']:.3f}, KL {last['kl']:.2f}")
+lasts = [one["curve"][-1] for one in of_rgdm]
+off_most = max(lasts, key=lambda last: last["mode_l1"])
+assert sum(last["mode_l1"] > 0.03 for last in lasts) == 1 and off_most["mode_l1"] > 0.03 + 0.5 * np.std(judge)
+assert off_most["reward"] == min(last["reward"] for last in lasts) and off_most["kl"] == min(last["kl"] for last in lasts)
+
 # %% [markdown]
-# **Where a rival wins.** Three do, here.
+# **A claim that fails.** The mode weights were to be right within 0.03 for every seed, and one of five misses it: 0.033. It is not the
+# judge alone: 4,000 points a draw, three draws, move it by some 0.005, and the other four are at 0.02 or less. The same seed has the lowest mean reward and
+# the lowest KL of the five: it stopped a little short of the payoff. RGDM learns the
+# shares of the modes from a finite number of effective samples, and here they fell short. The bound stays as it was.
+
+# %%
+def end_at(name, evaluations):
+    """Final distance of trainings of another size, mean over seeds."""
+    return at_end([one for one in rivals[name]["other_sizes"] if one["evaluations"] == evaluations], "over_floor")[0]
+
+
+ends = {name: at_end(method["runs"], "over_floor") for name, method in rivals.items()}
+print(f"{'floors':<16}{'at the end':>11}{'seeds':>16}{'at 5,000':>10}{'at 1,250':>10}{'rewards needed over RGDM':>26}")
+for name, (d, low, high) in sorted(ends.items(), key=lambda one: one[1][0]):
+    fewer = "".join(f"{end_at(name, n):>10.1f}" if rivals[name]["kind"] == "pool" else f"{'':>10}" for n in (5000, 1250))
+    ratio = ""
+    if name in needs:
+        n, there = median(name)
+        ratio = ("" if there else "more than ") + f"{n / median('rgdm')[0]:.2f}"
+    print(f"{name:<16}{d:>11.2f}{f'{low:.2f} to {high:.2f}':>16}{fewer}{ratio:>26}")
+# what the text below says
+assert ends["particles"][2] < least  # its worst seed is nearer than RGDM's best
+assert ends["value_guidance"][0] < mean and ends["value_guidance"][2] > least  # nearer in the mean; the seeds overlap
+assert needs["value_guidance"] == [(1250, True)] * 3  # every pool of 1,250
+assert end_at("value_guidance", 1250) < end_at("conditional", 1250) < end_at("tilt_matching", 1250) < end_at("rgdm", 1250) / 2
+assert median("tilt_matching")[0] < median("rgdm")[0] < median("conditional")[0]
+assert ends["reinforce"][0] < mean and all(abs(ends[name][0] - mean) < 0.1 for name in ("reinforce", "ddpo_kl", "conditional"))
+assert 4 < median("reinforce")[0] / median("rgdm")[0] < median("ddpo_kl")[0] / median("rgdm")[0] < 5
+
+# %% [markdown]
+# **Where a rival wins.** More do than the final distance shows.
 #
-# - A *learned soft value* gets nearer than RGDM, and needs fewer rewards: every pool of 1,250 was enough, where RGDM,
-#   with the four rounds that were best at 20,000, fails. It has only a scalar function to learn, $V_t$, whose gradient
+# - *Particles* get nearest, with no training at all: their worst seed is nearer than RGDM's best. The price is a hundred rewards for each
+#   sample, every time, and points that come twice.
+# - A *learned soft value* ends nearer than RGDM in the mean (the seeds overlap), and needs fewer rewards: every pool of 1,250 was enough, where
+#   RGDM, with the four rounds that were best at 20,000, fails. It has only a scalar function to learn, $V_t$, whose gradient
 #   is added to a score that is already good; RGDM learns all modes anew from some effective samples. Its price: two
 #   networks and a gradient in every step of the sampler, for ever, and a scale that must be 1 (see the search).
-# - *Particles* get nearer with no training at all, at a hundred rewards for each sample, every time.
-# - A network that *reads the reward* is as near, if the rewards to ask for are drawn from the payoff's own (`cold` = 1)
-#   and nothing is added (`scale` = 1): the payoff distribution is the same conditional law under other rewards. Asked for
-#   the best reward, or guided beyond 1, as is usual, it is far away, see the search.
+# - *Tilt matching* gets to 95 % of the gap with two thirds of RGDM's rewards, by the median of three seeds that lie far apart. With 1,250 it is at less
+#   than half of RGDM's distance. With 5,000 and more RGDM is nearer.
+# - A network that *reads the reward* is nearer at 1,250, too, and ends as near, if the rewards to ask for are drawn from the payoff's own
+#   (`cold` = 1) and nothing is added (`scale` = 1): the payoff distribution is the same conditional law under other rewards. A `scale` of
+#   1.5 costs half a floor, 3 more than two floors; asked for the best reward (`cold` = 10) it is far away, see the search.
+# - *Policy gradients with the price of the KL*, its whole gradient included, aim at the payoff too and end as near: `reinforce` a little
+#   nearer, `ddpo_kl` a little further. They need four to five times RGDM's rewards.
 #
-# RGDM's result is an ordinary model: one network, the same sampler, no reward and no gradient at sampling time.
-#
+# Of all methods that train, those that end within 0.2 floors of RGDM cannot be told from it by three seeds. RGDM's result is an
+# ordinary model: one network, the same sampler, no reward and no gradient at sampling time. So is that of tilt matching and of the policy
+# gradients.
+
+# %%
+scales = {one["setting"]["scale"]: one["curve"][-1]["over_floor"]
+          for one in rivals["conditional"]["search"] if one["setting"]["cold"] == 1}  # fmt: skip
+coldest = [one["curve"][-1]["over_floor"] for one in rivals["conditional"]["search"] if one["setting"]["cold"] == 10]
+print("conditional, cold 1, by scale:", {scale: round(d, 1) for scale, d in scales.items()}, f"cold 10: {min(coldest):.0f} or more")
+assert 0.4 < scales[1.5] - scales[1.0] < 0.6 and 2 < scales[3.0] - scales[1.0] < 3 and min(coldest) > 20
+asked = 10  # the claim's bound: ten times RGDM's rewards
+print(f"rewards over RGDM's, best tuned DDPO: {median(best_ddpo)[0] / median('rgdm')[0]:.1f} (asked: at least {asked})")
+assert median(best_ddpo)[0] / median("rgdm")[0] < asked
+for name, other in (("reinforce", "n"), ("ddpo_kl", "clip_ratio")):
+    chosen = rivals[name]["runs"][0]["setting"]
+    for one in sorted(rivals[name]["search"], key=lambda one: (one["setting"][other], one["setting"]["lr"])):
+        last, rate = one["curve"][-1], one["setting"]["lr"] / chosen["lr"]
+        if one["setting"][other] == chosen[other]:
+            print(f"  {name}, {rate:.1f} of the best rate: {last['over_floor']:.1f} floors, mean reward {last['reward']:.2f}")
+            if rate < 0.9:
+                assert last["over_floor"] > 10 and last["reward"] < 0.6 * table["exact_reward"]
+            if rate > 1.1:
+                assert last["over_floor"] > 9 and last["reward"] > 1.2 * table["exact_reward"]
+twenty = next(one for one in rivals["reinforce"]["search"] if one["setting"] == {"lr": 3e-4, "n": 20})
+print(f"  reinforce, 20 paths a step, 0.3 of the best rate: {twenty['curve'][-1]['over_floor']:.1f} floors")
+of_search = [one["curve"][-1]["over_floor"] for one in rivals["rgdm"]["search"]]
+print(f"  rgdm, all nine: {min(of_search):.1f} to {max(of_search):.1f} floors")
+assert max(of_search) < 2.1
+
+# %%
+around = []  # the judged points just below and just above the payoff's mean reward
+for one in rivals["ddpo"]["runs"] + rivals["ddpo"]["other_sizes"]:
+    above = next(i for i, point in enumerate(one["curve"]) if point["reward"] > table["exact_reward"])
+    around += one["curve"][above - 1:above + 1]
+print("ddpo, L1 of mode weights around the payoff's mean reward:",
+      f"{min(p['mode_l1'] for p in around):.2f} to {max(p['mode_l1'] for p in around):.2f};",
+      f"at 60,000 rewards its mean reward is {at_end(rivals['ddpo']['other_sizes'], 'reward')[0]:.1f}")  # fmt: skip
+assert min(p["mode_l1"] for p in around) > 0.3
+
+# %% [markdown]
 # **Where RGDM wins.** Against DDPO as published, by far: its reward passes the payoff's and goes on, for nothing in its
 # objective holds it; and when its mean reward is right, its modes are not. It has moved all of them: a gradient
 # moves what is there, weights choose between modes. Against iterated weights, because its target stays. A little
-# against tilt matching, whose few far samples show in its KL, below. And `bounded` hardly leaves the base: where the
-# weights never exceed 1, a round closes only the share $e^{-r/\tau}$ of the gap, and 40 rounds are too few.
+# against tilt matching from 5,000 rewards on, whose few far samples show in its KL, below. And against bounded weights, which have a section of
+# their own below.
 #
-# **Where we expected more.** Policy gradients *with* the price of the KL, its whole gradient included, aim at the payoff
-# too, and they get there: as near as RGDM or a little nearer, with a few times its rewards and not with ten times,
-# which we had guessed. What they need is the right step: with a third of it they are more than ten floors away at
-# 20,000, with three times of it they pass by (see the search). RGDM hardly depends on its settings.
+# **Where we expected more.** We had guessed that the best tuned DDPO needs ten times RGDM's rewards. It needs five times, and that claim fails.
+# What policy gradients need is the right step: with a third of it, and the rest as chosen, they are more than ten floors away at
+# 20,000, with three times of it they pass by. (With 20 paths a step in place of 50 a third of it is nine floors away.) RGDM hardly depends on
+# its settings.
+#
+# ### Bounded weights: a second form that is not adopted
+# RGDM keeps the pool of all rounds and weighs it back to the reference. There is a form that needs neither old samples nor
+# weights that can grow, `rgdm_lib.baselines.bounded`: each round draws from the *current* model, adds noise, and regresses on
+#
+# <!-- definition -->
+# $$
+# y = \epsilon_{ref}(x_t, t) + \big(1 - e^{-\beta r(x_0)}\big) \big(\epsilon - \epsilon_{ref}(x_t, t)\big) ,
+# \qquad r \ge 0, \quad \beta = 1/\tau .
+# $$
+#
+# The factor lies between 0 and 1, and the payoff is a fixed point, as `tests/test_rivals.py` checks on a finite chain. The reward must not be
+# negative: for the table it is shifted by the reference's 1 % quantile, and what lies below counts as 0 (a shift leaves the payoff as it is; what
+# the payoff has below that quantile is too little to matter).
+#
+# **Predict.** Near a sample of reward $r$ an exact round closes the share $e^{-\beta r}$ of the gap. How many rounds will it take?
+
+# %%
+hard = known.mixture8d_world()
+with torch.random.fork_rng():
+    least_reward = hard.reward(hard.reference.sample(100_000)).quantile(0.01)
+    shifted = (hard.reward(exact8.sample(100_000)) - least_reward).clamp(min=0)
+closed = float((-shifted / table["tau"]).exp().median())
+of_bounded = rivals["bounded"]["runs"]
+n_rounds = of_bounded[0]["setting"]["rounds"]
+print(f"the reward is shifted by {-float(least_reward):.2f}; at the median sample of the payoff an exact round closes {closed:.2%} of the gap, "
+      f"{n_rounds} rounds {1 - (1 - closed) ** n_rounds:.0%}")  # fmt: skip
+print(f"{n_rounds} rounds: {of_bounded[0]['curve'][-1]['step'] // n_rounds} steps and {20_000 // n_rounds} samples in each")
+for name in ("bounded", "rgdm"):
+    r, d, k = (at_end(rivals[name]["runs"], what)[0] for what in ("reward", "over_floor", "kl"))
+    least_kl = float(np.interp(r, *zip(*[hard.reference.frontier(hard.reward, table["tau"] * 2 ** (i / 8))
+                                         for i in range(60, -1, -1)], strict=True)))  # fmt: skip
+    print(f"{name:<8} mean reward {r:.2f}, {d:.1f} floors, KL {k:.2f} nats; that reward can be had for {least_kl:.2f}")
+print("bounded, KL by rounds and rate at 20,000 rewards:")
+by_setting = {(one["setting"]["rounds"], one["setting"]["lr"]): one["curve"][-1]["kl"] for one in rivals["bounded"]["search"]}
+for k in (10, 20, 40):
+    print(f"  {k} rounds: " + ", ".join(f"{by_setting[k, lr]:.1f} at {lr:g}" for lr in (3e-4, 1e-3, 3e-3)))
+    assert by_setting[k, 3e-4] < by_setting[k, 1e-3] < by_setting[k, 3e-3]
+for lr in (3e-4, 1e-3, 3e-3):
+    assert by_setting[10, lr] < by_setting[20, lr] < by_setting[40, lr]
+for one in of_bounded:  # the KL grows from one look to the next
+    assert all(a["kl"] < b["kl"] for a, b in zip(one["curve"], one["curve"][1:], strict=False))
+    assert one["curve"][-1]["kl"] > 4 and one["curve"][-1]["reward"] < 0.35
+assert all(end_at("bounded", n) > 3 * end_at("rgdm", n) for n in (5000, 1250)) and ends["bounded"][0] > 10 * mean
+
+# %% [markdown]
+# It is slow, *and* it wanders off. Slow: where the payoff has its mass, a round closes less than a thousandth of the gap, so
+# forty rounds are far too few. The large factor that no weight shows is in the number of rounds. That alone would
+# leave it near the base. But its samples are 4 to 6 nats away, for a mean reward that can be had for some hundredths: each round fits anew, with few steps on few
+# samples, and what a fit gets wrong is pulled back by no more than that same share. So errors add up from round to round. The KL grows
+# at every look, with the number of rounds and with the learning rate. The pool of all rounds has its target from the first round on.
+#
+# So bounded weights win at no size of this table, and they are *not* adopted: `rgdm.fit` has no such option. (Whether thousands of
+# rounds with a better fit would get there, the table does not say. They would cost thousands of draws.)
 #
 # ### All of them in the reward-KL plane
 # The frontier is exact here. The KL of each method's samples to the exact reference is estimated from distances to
 # neighbours. The base model is not at 0, for its tails are not quite the mixture's; so all points that come from it carry about that
-# much to the right.
+# much to the right. `particles` has no point: resampled particles come twice, a distance to the nearest neighbour is then 0, and
+# the estimate has no value. Its mean reward is in the table above.
 
 # %%
-hard = known.mixture8d_world()
-curve = [hard.reference.frontier(hard.reward, table["tau"] * 2 ** (i / 4)) for i in range(-8, 28)]
-fig, ax = plt.subplots(figsize=(8, 4.6))
-ax.plot([k for _, k in curve], [r for r, _ in curve], "k", lw=1, label="exact frontier")
-ax.plot(table["exact_kl"], table["exact_reward"], "k*", ms=12, label="exact payoff")
-ax.plot(table["base"]["kl"], table["base"]["reward"], "kx", label="base")
-outside = []
+curve = [hard.reference.frontier(hard.reward, table["tau"] * 2 ** (i / 4)) for i in range(-12, 28)]
+fig, axes = plt.subplots(1, 2, figsize=(11, 4.6))
+without = []
+for ax in axes:
+    ax.plot([k for _, k in curve], [r for r, _ in curve], "k", lw=1, label="exact frontier")
+    ax.plot(table["exact_kl"], table["exact_reward"], "k*", ms=12, label="exact payoff")
+    ax.plot(table["base"]["kl"], table["base"]["reward"], "kx", label="base")
+    ax.set_xlabel("KL to the exact reference (nats)")
 for (name, method), marker in zip(rivals.items(), "oDs^vP<>Xdphx*"[:len(rivals)], strict=True):
     r, k = at_end(method["runs"], "reward")[0], at_end(method["runs"], "kl")[0]
-    if not k < 5:
-        outside.append(f"{name} ({r:.2f}, {'not estimated' if math.isnan(k) else f'{k:.1f} nats'})")
+    if math.isnan(k):
+        without.append(f"{name} (mean reward {r:.2f})")
         continue
-    ax.plot(k, r, marker, ms=9 if name == "rgdm" else 6, color=colour[name], label=name)
-ax.set(xlabel="KL to the exact reference (nats)", ylabel="mean reward", xlim=(-0.1, 5.2))
-ax.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    assert -0.1 < k < 8 and -0.2 < r < 3.2  # inside the left panel
+    for ax in axes:
+        ax.plot(k, r, marker, ms=9 if name == "rgdm" else 6, color=colour[name], label=name)
+axes[0].set(ylabel="mean reward", xlim=(-0.1, 8), ylim=(-0.2, 3.2), title="all")
+axes[1].set(xlim=(1.3, 2.1), ylim=(1.7, 2.1), title="near the payoff")
+axes[0].plot([1.3, 2.1, 2.1, 1.3, 1.3], [1.7, 1.7, 2.1, 2.1, 1.7], color="0.6", lw=0.8)
+axes[1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
 run.figure(fig, "rivals_plane",
-           alt="Mean reward against KL: the exact frontier and a star on it for the exact payoff. RGDM, value guidance, the "
-               "network that reads the reward and the policy gradients with a KL lie by the star, and so does the gradient of the "
-               "reward; best of n and tilt matching to the right of it; the best child on the frontier at the lower left, "
-               "iterated weights near it at the upper right; bounded weights at the lower right.",
+           alt="Two panels of mean reward against KL, the right one an enlargement: the exact frontier and a star on it for the exact "
+               "payoff. RGDM, value guidance, the network that reads the reward and the policy gradients with a KL lie by the star, "
+               "and so does the gradient of the reward; best of n and tilt matching to the right of it; the best child on the "
+               "frontier at the lower left, iterated weights near it at the upper right; bounded weights far to the right at the "
+               "bottom, DDPO without a KL furthest to the right.",
            see="what lies on the frontier away from the star is a payoff of another temperature; what lies below it pays "
                "nats for nothing. By the star is not yet at the payoff: the reward's gradient is, and is four floors away.")
-print("outside the picture (mean reward, KL):", "; ".join(outside))
+print("no KL, points coincide:", "; ".join(without))
+assert [one.split()[0] for one in without] == ["particles"]
 
 # %% [markdown]
 # ### Which method when
 # Each line with its number, from the table. They are numbers of one world: eight dimensions, a smooth reward, a
-# network that fits it. Take the order of the questions from here, not the digits.
+# network that fits it. Take the order of the questions from here, not the digits. Only the lines of RGDM and of DDPO carry a claim
+# that is tested (notebook 10); the others are this table's numbers and no more.
 
 # %%
 def floors(name):
@@ -1093,8 +1258,7 @@ def floors(name):
 
 def floors_at(name, evaluations):
     """The same for trainings of another size."""
-    runs = [one for one in rivals[name]["other_sizes"] if one["evaluations"] == evaluations]
-    return f"{at_end(runs, 'over_floor')[0]:.1f}"
+    return f"{end_at(name, evaluations):.1f}"
 
 
 print(f"""Only a few samples are wanted, and rewards are cheap: train nothing.
@@ -1172,7 +1336,8 @@ run.metric("reward_lost_after_best_scaled_advantages", history[top] - history[to
 # - Several rounds need weights back to the *same* target: reference over mixture of all models, by exact
 #   path log-probabilities. Without them the temperature falls with every round.
 # - Closeness to the payoff is the goal, not reward: a share of the reward gap above 1 is an error too.
-# - RGDM is not the best at everything: a learned soft value gets nearer with fewer rewards, and makes each sample dearer.
+# - RGDM is not the best at everything: particles and a learned soft value get nearer, the latter with fewer rewards, and make each sample
+#   dearer.
 
 # %% [markdown]
 # ## Results
