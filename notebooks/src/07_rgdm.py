@@ -1051,14 +1051,15 @@ for one in of_rgdm:
     print(f"  seed {one['seed']}: mode weights {last['mode_l1']:.3f}, mean reward {last['reward']:.3f}, KL {last['kl']:.2f}")
 lasts = [one["curve"][-1] for one in of_rgdm]
 off_most = max(lasts, key=lambda last: last["mode_l1"])
-assert sum(last["mode_l1"] > 0.03 for last in lasts) == 1 and off_most["mode_l1"] > 0.03 + 0.5 * np.std(judge)
+assert sum(last["mode_l1"] > 0.03 for last in lasts) == 1 and sum(last["mode_l1"] < 0.021 for last in lasts) == 4
+assert 0.033 < off_most["mode_l1"] < 0.034 and np.std(judge) < 0.01
 assert off_most["reward"] == min(last["reward"] for last in lasts) and off_most["kl"] == min(last["kl"] for last in lasts)
 
 # %% [markdown]
-# **A claim that fails.** The mode weights were to be right within 0.03 for every seed, and one of five misses it: 0.033. It is not the
-# judge alone: 4,000 points a draw, three draws, move it by some 0.005, and the other four are at 0.02 or less. The same seed has the lowest mean reward and
-# the lowest KL of the five: it stopped a little short of the payoff. RGDM learns the
-# shares of the modes from a finite number of effective samples, and here they fell short. The bound stays as it was.
+# **A claim that fails.** The mode weights were to be right within 0.03 for every seed, and one of five misses it, at 0.033. The miss is less than
+# what the judge's own chance moves such a number by (4,000 points a draw, three draws: the standard deviation above). But that seed is not like the other
+# four, which are at 0.02 or less: it also has the lowest mean reward and the lowest KL of the five, so it stopped a little short of the payoff. RGDM learns
+# the shares of the modes from a finite number of effective samples, and here they fell short. The bound stays as it was.
 
 # %%
 def end_at(name, evaluations):
@@ -1079,6 +1080,7 @@ for name, (d, low, high) in sorted(ends.items(), key=lambda one: one[1][0]):
 assert ends["particles"][2] < least  # its worst seed is nearer than RGDM's best
 assert ends["value_guidance"][0] < mean and ends["value_guidance"][2] > least  # nearer in the mean; the seeds overlap
 assert needs["value_guidance"] == [(1250, True)] * 3  # every pool of 1,250
+assert end_at("rgdm", 5000) < end_at("tilt_matching", 5000) < end_at("rgdm", 5000) + 0.3
 assert end_at("value_guidance", 1250) < end_at("conditional", 1250) < end_at("tilt_matching", 1250) < end_at("rgdm", 1250) / 2
 assert median("tilt_matching")[0] < median("rgdm")[0] < median("conditional")[0]
 assert ends["reinforce"][0] < mean and all(abs(ends[name][0] - mean) < 0.1 for name in ("reinforce", "ddpo_kl", "conditional"))
@@ -1193,8 +1195,8 @@ for lr in (3e-4, 1e-3, 3e-3):
     assert by_setting[10, lr] < by_setting[20, lr] < by_setting[40, lr]
 for one in of_bounded:  # the KL grows from one look to the next
     assert all(a["kl"] < b["kl"] for a, b in zip(one["curve"], one["curve"][1:], strict=False))
-    assert one["curve"][-1]["kl"] > 4 and one["curve"][-1]["reward"] < 0.35
-assert all(end_at("bounded", n) > 3 * end_at("rgdm", n) for n in (5000, 1250)) and ends["bounded"][0] > 10 * mean
+    assert 4 < one["curve"][-1]["kl"] < 6 and one["curve"][-1]["reward"] < 0.35
+assert closed < 1e-3 and all(end_at("bounded", n) > 3 * end_at("rgdm", n) for n in (5000, 1250)) and ends["bounded"][0] > 10 * mean
 
 # %% [markdown]
 # It is slow, *and* it wanders off. Slow: where the payoff has its mass, a round closes less than a thousandth of the gap, so
