@@ -13,6 +13,9 @@ from torch import Tensor
 from rgdm_lib.payoff import Weighted
 
 SEAT = 0.15  # a little above the thickest seat (0.14)
+GROUND = 0.2  # where feet are looked for: a layer that still holds them when points are noisy
+ABOVE = 0.12  # free height between the seat and the back's points: noisy points of the seat
+STRIP = 0.3  # of the seat's width on either side of the middle: the back without arms
 
 
 def _extent(values: Tensor, inside: Tensor | None = None) -> Tensor:
@@ -22,16 +25,51 @@ def _extent(values: Tensor, inside: Tensor | None = None) -> Tensor:
     return far - torch.where(inside, values, torch.inf).amin(1)
 
 
+def _quantile(values: Tensor, inside: Tensor, q: float) -> Tensor:
+    """(n, N) -> (n, 1) quantile of the values inside; NaN where there are none."""
+    return values.where(inside, torch.nan).nanquantile(q, 1, keepdim=True)
+
+
+def _uniform_range(values: Tensor, inside: Tensor) -> tuple[Tensor, Tensor]:
+    """(n, N) -> two (n, 1): ends of an even spread, from its 5 % and 95 % quantiles.
+
+    A stray point does not move them as it moves the lowest and the highest value.
+    """
+    low, high = (_quantile(values, inside, q) for q in (0.05, 0.95))
+    outside = (high - low) / 18  # 5 % of the whole, which is 90 % / 0.9
+    return low - outside, high + outside
+
+
+def _slope(values: Tensor, along: Tensor, inside: Tensor) -> Tensor:
+    """(n, N) -> (n,) slope of a line of ``values`` over ``along``; 0 without points inside.
+
+    Least absolute deviations by reweighted least squares: a weight is 1 over the last residual,
+    which is taken for no smaller than a point's noise.
+    """
+    weight = inside.to(values)
+    for _ in range(20):
+        share = weight / weight.sum(1, keepdim=True).clamp(min=1e-9)
+        x = along - (share * along).sum(1, keepdim=True)
+        y = values - (share * values).sum(1, keepdim=True)
+        slope = (share * x * y).sum(1) / (share * x.square()).sum(1).clamp(min=1e-9)
+        weight = inside / (y - slope[:, None] * x).abs().clamp(min=0.02)
+    return slope
+
+
 def estimate_parameters(kind: str, clouds: Tensor) -> dict[str, Tensor]:
     """Parameters of ``parametric`` shapes, and lengths they make up, from points alone, (n,) each.
 
     Args:
-        kind: "chair": ``width``, ``height`` of the seat, ``leg_length`` up to it; "table":
-            ``width``, ``depth``, ``height``; "plane": ``span``.
+        kind: "chair": ``width``, ``height`` of the seat, ``leg_length`` up to it, ``inset`` of the
+            rear feet (share of the seat's depth; below 0 behind it), ``tilt`` of the back (rad;
+            above 0 to the rear); "table": ``width``, ``depth``, ``height``; "plane": ``span``.
         clouds: (n, N, 3).
 
     Extents fall short of the truth by about the spacing of points at the edge. The seat is the
     layer of ``SEAT`` with the most points: its top and its underside are the largest level faces.
+    The inset is that of the rear edge of what touches the ground, whatever the base: splayed legs
+    end further back than their parameter says, a star's feet not as far. The tilt is that of a
+    robust line through the points above the middle of the seat, 0 where there are none.
 
     Raises:
         ValueError: another class.
@@ -53,10 +91,17 @@ def estimate_parameters(kind: str, clouds: Tensor) -> dict[str, Tensor]:
     middle = torch.where(seat, z, 0.0).sum(1) / seat.sum(1)
     spread = torch.where(seat, (z - middle[:, None]).square(), 0.0).sum(1) / seat.sum(1)
     half = spread.sqrt()  # most points lie on the two faces, half a thickness from the middle
+    top = (middle + half)[:, None]
+    rear, front = _uniform_range(y, seat & (z <= top))  # above it the back begins
+    feet = _quantile(y, z <= low[:, None] + GROUND, 0.05)
+    left, right = _uniform_range(x, seat)
+    central = (x - (left + right) / 2).abs() < STRIP * (right - left)
     return {
         "width": _extent(x, seat),
         "height": middle + half - low,
         "leg_length": middle - half - low,
+        "inset": ((feet - rear) / (front - rear).clamp(min=1e-6))[:, 0],
+        "tilt": -_slope(y, z, central & (z > top + ABOVE)).atan(),
     }
 
 
