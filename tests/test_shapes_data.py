@@ -146,16 +146,37 @@ def test_normalisation_is_of_the_training_part():
         data.Normalisation.of(training * torch.tensor([1.0, 0.0, 1.0]), "flat")
 
 
-def test_bounding_box_and_global_unit():
+def test_bounding_box():
     cloud = torch.tensor([[[0.0, 0, 0], [4.0, 1, 2]], [[1.0, 1, 1], [2.0, 3, 1]]])
     boxed = data.to_bounding_box(cloud)
     assert boxed[0].tolist() == [[-1, -0.25, -0.5], [1, 0.25, 0.5]]
     assert boxed[1].tolist() == [[-0.5, -1, 0], [0.5, 1, 0]]
-    training = torch.randn(50, 40, 3) * 3 + 1
-    unit = data.to_global_unit(training, training).reshape(-1, 3)
-    assert unit.mean(0).abs().max() < 1e-5 and float(unit.std()) == pytest.approx(1, abs=1e-3)
-    # a test cloud keeps its size: the training part's deviation divides it
-    assert data.to_global_unit(2 * training, training).std() > 1.9
+
+
+def test_one_deviation_for_all_axes_is_by_hand_and_recorded():
+    """Points (0, 0, 0) and (2, 4, 6): means 1, 2, 3; coordinates 0, 0, 0, 2, 4, 6 vary by 6.4."""
+    training = torch.tensor([[[0.0, 0, 0]], [[2.0, 4, 6]]])
+    norm = data.Normalisation.of(training, "train, 2 clouds", per_axis=False)
+    assert norm.mean.tolist() == [1, 2, 3] and norm.source == "train, 2 clouds"
+    assert norm.std.tolist() == pytest.approx([6.4**0.5] * 3)
+    # another part: by the training part's statistics, proportions kept
+    other = torch.tensor([[[1.0, 2, 3], [2.0, 3, 4]]])
+    assert norm.apply(other)[0].tolist() == [[0] * 3, pytest.approx([6.4**-0.5] * 3)]
+    assert torch.allclose(norm.undo(norm.apply(other)), other)
+
+
+def test_global_unit_centres_each_cloud_and_keeps_its_size():
+    torch.manual_seed(0)
+    training = torch.randn(50, 40, 3) * torch.tensor([1.0, 2.0, 3.0]) + torch.randn(50, 1, 3)
+    norm = data.Normalisation.of(training, "train", per_axis=False)
+    for size, clouds in ((1, training), (2, 2 * training + 5)):  # a test part, twice as large
+        unit = data.to_global_unit(clouds, norm)
+        assert unit.mean(1).abs().max() < 1e-5  # not only on average, as PointFlow's rule
+        own = training - training.mean(1, keepdim=True)
+        assert torch.allclose(unit, size * own / training.std(), atol=1e-5)
+    assert norm.apply(training).mean(1).abs().max() > 0.3
+    with pytest.raises(ValueError, match="global_unit has one, per_axis=False"):
+        data.to_global_unit(training, data.Normalisation.of(training, "train"))
 
 
 @pytest.fixture

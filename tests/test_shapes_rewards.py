@@ -91,3 +91,10 @@ def test_connected_counts_the_largest_piece():
 def test_a_single_cloud_is_refused(reward):
     with pytest.raises(ValueError, match=r"clouds of shape \(20, 3\), a reward takes \(B, N, 3\)"):
         reward(torch.randn(20, 3))
+
+
+def test_every_reward_is_exported():
+    """What the module defines under a public name, and the two it passes on."""
+    own = {k for k, v in vars(rewards).items() if getattr(v, "__module__", "") == rewards.__name__}
+    public = {name for name in own if not name.startswith("_")}
+    assert set(rewards.__all__) == public | {"between", "weighted_sum"}

@@ -116,10 +116,10 @@ def require_disjoint(*sets: ShapeSet) -> None:
 
 @dataclass(frozen=True)
 class Normalisation:
-    """Per-axis mean and standard deviation, of the training part only.
+    """Mean of each axis and standard deviation, of the training part only.
 
     Attributes:
-        mean, std: (3,).
+        mean, std: (3,); ``std`` holds one number three times if all axes share it.
         source: what they are the statistics of; goes into the metrics.
     """
 
@@ -128,20 +128,26 @@ class Normalisation:
     source: str
 
     @classmethod
-    def of(cls, clouds: Tensor, source: str) -> Normalisation:
+    def of(cls, clouds: Tensor, source: str, per_axis: bool = True) -> Normalisation:
         """Statistics over all points of clouds (n, N, 3).
+
+        Args:
+            clouds, source: the training part, and what it is.
+            per_axis: a standard deviation for each axis; else one, of all coordinates together,
+                which keeps proportions: PointFlow's rule (Yang et al. 2019) as its loader has it
+                when nothing is said, means of the axes taken off and test clouds treated alike.
 
         Raises:
             ValueError: an axis along which nothing varies.
         """
         flat = clouds.reshape(-1, 3).double()
-        std = flat.std(0)
+        std = flat.std(0) if per_axis else flat.std().expand(3)
         if not bool((std > 0).all()):
             raise ValueError(f"standard deviations {std.tolist()}: an axis is flat")
         return cls(flat.mean(0).float(), std.float(), source)
 
     def apply(self, clouds: Tensor) -> Tensor:
-        """To mean 0, standard deviation 1 per axis over the training part."""
+        """To mean 0 and standard deviation 1 over the training part."""
         return (clouds - self.mean) / self.std
 
     def undo(self, clouds: Tensor) -> Tensor:
@@ -155,13 +161,23 @@ def to_bounding_box(clouds: Tensor) -> Tensor:
     return (clouds - (low + high) / 2) / ((high - low).amax(2, keepdim=True) / 2)
 
 
-def to_global_unit(clouds: Tensor, training: Tensor) -> Tensor:
-    """``global_unit`` (PointFlow, Yang et al. 2019): mean per axis, one standard deviation for all.
+def to_global_unit(clouds: Tensor, training: Normalisation) -> Tensor:
+    """``global_unit`` (Luo & Hu 2021): each cloud's own mean taken off, one deviation for all.
 
-    Both are those of the training part; a cloud's own size stays.
+    So every cloud is centred, and keeps its size beside the others. Their loader takes the
+    deviation over training, validation and test parts; here it is the training part's, and
+    ``training`` goes into the metrics with its source.
+
+    Args:
+        clouds: (n, N, 3).
+        training: ``Normalisation.of(training part, source, per_axis=False)``.
+
+    Raises:
+        ValueError: the axes have deviations of their own.
     """
-    flat = training.reshape(-1, 3)
-    return (clouds - flat.mean(0)) / flat.std()
+    if not bool((training.std == training.std[0]).all()):
+        raise ValueError(f"deviations {training.std.tolist()}: global_unit has one, per_axis=False")
+    return (clouds - clouds.mean(1, keepdim=True)) / training.std
 
 
 def load_shapenet(root: str | Path, kind: str, part: str, points: int = 2048) -> Tensor:

@@ -17,6 +17,7 @@ from rgdm_lib.rewards import between, weighted_sum
 
 __all__ = [
     "between",
+    "class_log_probability",
     "class_logit",
     "connected",
     "proportion",
