@@ -137,8 +137,8 @@ for tau in (4.0, 1.0, 0.25, 0.05, 0.01):
 table(["tau", "ESS, data", "ESS, model samples", "mean reward, data", "mean reward, model"], rows)
 
 # %% [markdown]
-# They do not: the two columns are alike wherever hundreds of samples are left. The ESS knows the samples, not where they come from. The mean
-# rewards differ by some hundredths, for the weights lead to the payoff of the *model's* law, what it gets wrong included.
+# They do not: the two columns are alike wherever hundreds of samples are left. The ESS knows the samples, not where they come from. The
+# mean rewards differ by some hundredths, for the weights lead to the payoff of the *model's* law, what it gets wrong included.
 
 # %% [markdown]
 # ### What it refuses
@@ -201,10 +201,10 @@ table(["case", "answer"], rows)
 #
 # ### A box: strings
 #
-# Nothing so far needs a continuous $x$. The payoff distribution was used for sentences first: *reward augmented maximum likelihood* (Norouzi et
-# al. 2016) trains on strings drawn from $e^{r/\tau}$ about the right answer. Here are 12 letters of an alphabet of 4, all strings alike under
-# the reference, the reward minus the number of wrong places (the Hamming distance) to one target. Then all strings at distance $e$, the
-# *stratum* of $e$, have one weight, there are $\binom{12}{e}\, 3^e$ of them, and the law of the distance is known.
+# Nothing so far needs a continuous $x$. The payoff distribution was used for sentences first: *reward augmented maximum likelihood*
+# (Norouzi et al. 2016) trains on strings drawn from $e^{r/\tau}$ about the right answer. Here are 12 letters of an alphabet of 4, all
+# strings alike under the reference, the reward minus the number of wrong places (the Hamming distance) to one target. Then all strings at
+# distance $e$, the *stratum* of $e$, have one weight, there are $\binom{12}{e}\, 3^e$ of them, and the law of the distance is known.
 #
 # **Predict.** The target has the largest weight of all strings. Is its distance, 0, the most frequent one?
 
@@ -245,7 +245,8 @@ run.figure(
     see="both ways of sampling have the exact law; few of the near strings are ever drawn, for there are few of them.",
 )
 most = int(share.argmax())
-print(f"tau = {tau_strings:.3f}, {weighted.ess:,.0f} effective of {n_strings:,}: the target alone has {float(share[0]):.1e}, the most frequent distance is {most}")
+print(f"tau = {tau_strings:.3f}, {weighted.ess:,.0f} effective of {n_strings:,}: "
+      f"the target alone has {float(share[0]):.1e}, the most frequent distance is {most}")  # fmt: skip
 assert most > 0 and abs(weighted.ess / n_strings - 0.1) < 0.03
 
 # %% [markdown]

@@ -1052,14 +1052,15 @@ for one in of_rgdm:
 lasts = [one["curve"][-1] for one in of_rgdm]
 off_most = max(lasts, key=lambda last: last["mode_l1"])
 assert sum(last["mode_l1"] > 0.03 for last in lasts) == 1 and sum(last["mode_l1"] < 0.021 for last in lasts) == 4
-assert 0.033 < off_most["mode_l1"] < 0.034 and np.std(judge) < 0.01
+assert 0.033 < off_most["mode_l1"] < 0.034 and off_most["mode_l1"] - 0.03 < np.std(judge)
 assert off_most["reward"] == min(last["reward"] for last in lasts) and off_most["kl"] == min(last["kl"] for last in lasts)
 
 # %% [markdown]
-# **A claim that fails.** The mode weights were to be right within 0.03 for every seed, and one of five misses it, at 0.033. The miss is less than
-# what the judge's own chance moves such a number by (4,000 points a draw, three draws: the standard deviation above). But that seed is not like the other
-# four, which are at 0.02 or less: it also has the lowest mean reward and the lowest KL of the five, so it stopped a little short of the payoff. RGDM learns
-# the shares of the modes from a finite number of effective samples, and here they fell short. The bound stays as it was.
+# **A claim that fails.** The mode weights were to be right within 0.03 for every seed, and one of five misses it, at 0.033. The miss is
+# less than what the judge's own chance moves such a number by (4,000 points a draw, three draws: the standard deviation above). But that
+# seed is not like the other four, which are at about 0.02 or less: it also has the lowest mean reward and the lowest KL of the five, so it
+# stopped a little short of the payoff. RGDM learns the shares of the modes from a finite number of effective samples, and here they fell
+# short. The bound stays as it was.
 
 # %%
 def end_at(name, evaluations):
@@ -1164,9 +1165,9 @@ assert min(p["mode_l1"] for p in around) > 0.3
 # \qquad r \ge 0, \quad \beta = 1/\tau .
 # $$
 #
-# The factor lies between 0 and 1, and the payoff is a fixed point, as `tests/test_rivals.py` checks on a finite chain. The reward must not be
-# negative: for the table it is shifted by the reference's 1 % quantile, and what lies below counts as 0 (a shift leaves the payoff as it is; what
-# the payoff has below that quantile is too little to matter).
+# The factor lies between 0 and 1, and the payoff is a fixed point, as `tests/test_rivals.py` checks on a finite chain. The reward must not
+# be negative: for the table it is shifted by the reference's 1 % quantile, and what lies below counts as 0 (a shift leaves the payoff as it
+# is; less than a thousandth of it lies below that quantile).
 #
 # **Predict.** Near a sample of reward $r$ an exact round closes the share $e^{-\beta r}$ of the gap. How many rounds will it take?
 
@@ -1174,12 +1175,14 @@ assert min(p["mode_l1"] for p in around) > 0.3
 hard = known.mixture8d_world()
 with torch.random.fork_rng():
     least_reward = hard.reward(hard.reference.sample(100_000)).quantile(0.01)
-    shifted = (hard.reward(exact8.sample(100_000)) - least_reward).clamp(min=0)
+    shifted = hard.reward(exact8.sample(100_000)) - least_reward
+below, shifted = float((shifted < 0).float().mean()), shifted.clamp(min=0)
 closed = float((-shifted / table["tau"]).exp().median())
 of_bounded = rivals["bounded"]["runs"]
 n_rounds = of_bounded[0]["setting"]["rounds"]
-print(f"the reward is shifted by {-float(least_reward):.2f}; at the median sample of the payoff an exact round closes {closed:.2%} of the gap, "
-      f"{n_rounds} rounds {1 - (1 - closed) ** n_rounds:.0%}")  # fmt: skip
+print(f"the reward is shifted by {-float(least_reward):.2f}; {below:.2%} of the payoff lies below 0 then")
+print(f"at the median sample of the payoff an exact round closes {closed:.2%} of the gap, {n_rounds} rounds "
+      f"{1 - (1 - closed) ** n_rounds:.0%}")  # fmt: skip
 print(f"{n_rounds} rounds: {of_bounded[0]['curve'][-1]['step'] // n_rounds} steps and {20_000 // n_rounds} samples in each")
 for name in ("bounded", "rgdm"):
     r, d, k = (at_end(rivals[name]["runs"], what)[0] for what in ("reward", "over_floor", "kl"))
@@ -1196,14 +1199,14 @@ for lr in (3e-4, 1e-3, 3e-3):
 for one in of_bounded:  # the KL grows from one look to the next
     assert all(a["kl"] < b["kl"] for a, b in zip(one["curve"], one["curve"][1:], strict=False))
     assert 4 < one["curve"][-1]["kl"] < 6 and one["curve"][-1]["reward"] < 0.35
-assert closed < 1e-3 and all(end_at("bounded", n) > 3 * end_at("rgdm", n) for n in (5000, 1250)) and ends["bounded"][0] > 10 * mean
+assert closed < 1e-3 and below < 1e-3 and all(end_at("bounded", n) > 3 * end_at("rgdm", n) for n in (5000, 1250)) and ends["bounded"][0] > 10 * mean
 
 # %% [markdown]
-# It is slow, *and* it wanders off. Slow: where the payoff has its mass, a round closes less than a thousandth of the gap, so
-# forty rounds are far too few. The large factor that no weight shows is in the number of rounds. That alone would
-# leave it near the base. But its samples are 4 to 6 nats away, for a mean reward that can be had for some hundredths: each round fits anew, with few steps on few
-# samples, and what a fit gets wrong is pulled back by no more than that same share. So errors add up from round to round. The KL grows
-# at every look, with the number of rounds and with the learning rate. The pool of all rounds has its target from the first round on.
+# It is slow, *and* it wanders off. Slow: where the payoff has its mass, a round closes less than a thousandth of the gap, so forty rounds
+# are far too few. The large factor that no weight shows is in the number of rounds. That alone would leave it near the base. But its
+# samples are 4 to 6 nats away, for a mean reward that can be had for some hundredths: each round fits anew, with few steps on few samples,
+# and what a fit gets wrong is pulled back by no more than that same share. So errors add up from round to round. The KL grows at every
+# look, with the number of rounds and with the learning rate. The pool of all rounds has its target from the first round on.
 #
 # So bounded weights win at no size of this table, and they are *not* adopted: `rgdm.fit` has no such option. (Whether thousands of
 # rounds with a better fit would get there, the table does not say. They would cost thousands of draws.)
