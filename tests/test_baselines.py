@@ -118,10 +118,11 @@ def test_the_value_that_training_finds_is_the_soft_value():
         assert mean_is_zero(gradient[:, 0] * network.features[0][:, 0]) == right
 
 
-def test_the_learned_value_is_in_the_rewards_unit(points):
+def test_the_learned_log_weight_is_the_soft_value_over_tau_less_the_best(points):
     x_t, t = points
     reward, tau = Indicator(HalfSpace([1.0, 0.5], 0.7), 2.0), 1.5
-    found = value_guidance.value(Shifted(logit_of_value(reward, tau, 2.0)), x_t, t, tau, 2.0)
+    network = Shifted(logit_of_value(reward, tau, 2.0))
+    found = tau * value_guidance.log_weight(network)(x_t, t).detach() + 2.0
     exact = WORLD.soft_value(x_t, t, DIFFUSION.schedule, reward, tau)
     torch.testing.assert_close(found, exact, rtol=0, atol=1e-9)
 

@@ -35,12 +35,3 @@ def best_of(draw: Draw, n: int) -> Draw:
     first = (rows == rows.amax(1, keepdim=True)).to(torch.uint8).argmax(1)
     index = torch.arange(groups, device=first.device) * n + first
     return Draw(draw.x0[index], draw.reward[index])
-
-
-def kl_bound(n: int) -> float:
-    """Log n - (n - 1) / n: the largest KL(best of n || reference), in nats.
-
-    Reached when no two samples have one reward; below it with ties (Beirami et al. 2024, arXiv
-    2401.01879, theorem 3.1).
-    """
-    return math.log(n) - (n - 1) / n

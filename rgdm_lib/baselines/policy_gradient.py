@@ -12,6 +12,7 @@ counts that, so that the gradient is the objective's own.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -24,8 +25,8 @@ from rgdm_lib.training import Trainer
 
 
 class Round(NamedTuple):
-    """Gradient steps and reward evaluations so far; of the round's paths, drawn before its gradient
-    steps, the mean reward and the mean of sum_t KL(p_theta(x_s | x_t) || p_ref(x_s | x_t)), nats.
+    """Gradient steps and reward evaluations so far; of the paths that the round began with, the
+    mean reward and the mean of sum_t KL(p_theta(x_s | x_t) || p_ref(x_s | x_t)) in nats.
     """
 
     step: int
@@ -37,16 +38,14 @@ class Round(NamedTuple):
 def _noise(diffusion: Diffusion, denoiser: Denoiser, path: Trajectory) -> Tensor:
     """(S, B, ...) (x_s - mean) / std of each step: the noise that makes a model take this path.
 
-    All steps at once. The step's mean is linear in x_t and eps: their factors are its values at
-    (1, 0) and (0, 1).
+    All steps at once. The step's mean is linear in x_t and eps: their factors are its values where
+    one of them is 1, the other 0.
     """
     x, pairs = path.x[:-1], list(zip(path.t[:-1], path.t[1:], strict=True))
     t = torch.tensor(path.t[:-1], device=x.device).repeat_interleave(x.shape[1])
     eps = denoiser(x.flatten(0, 1), t, None).reshape(x.shape)
-    probe, swapped = torch.tensor([[1.0, 0.0], [0.0, 1.0]], dtype=torch.float64)
-    factors = [
-        (*diffusion.step(probe, t, s, swapped)[0], diffusion.path_std(t, s)) for t, s in pairs
-    ]
+    u, v = torch.eye(2, dtype=torch.float64)
+    factors = [(*diffusion.step(u, t, s, v)[0], diffusion.path_std(t, s)) for t, s in pairs]
     of_x, of_eps, std = torch.tensor(factors).to(x).T.reshape(3, -1, *[1] * (x.ndim - 1))
     return (path.x[1:] - of_x * x - of_eps * eps) / std
 
@@ -56,14 +55,12 @@ def _half_square(noise: Tensor) -> Tensor:
     return noise.square().flatten(2).sum(2) / 2
 
 
-def surrogate(new: Tensor, old: Tensor, advantage: Tensor, clip: float | None = None) -> Tensor:
+def surrogate(new: Tensor, old: Tensor, advantage: Tensor, clip: float = math.inf) -> Tensor:
     """What to maximise: min(ratio A, clip(ratio, 1 - clip, 1 + clip) A), per step.
 
     Schulman et al. 2017 (arXiv 1707.06347), equation 7. At new = old the gradient is REINFORCE's.
     """
     ratio = (new - old).exp()
-    if clip is None:
-        return ratio * advantage
     return torch.minimum(ratio * advantage, ratio.clamp(1 - clip, 1 + clip) * advantage)
 
 
@@ -91,7 +88,7 @@ def fit(
     steps: int | None = None,
     batches: int = 1,
     epochs: int = 1,
-    clip_ratio: float | None = None,
+    clip_ratio: float = math.inf,
     tau: float = 0.0,
     normalise: bool = False,
     **trainer: Any,
@@ -108,31 +105,28 @@ def fit(
         rounds, n, steps: rounds, paths drawn in each, steps of a path (None: all T).
         batches, epochs: a round's paths are split into this many random batches, a gradient step
             each, and this is done so often.
-        clip_ratio: largest distance of a ratio from 1, above 0; None: any.
+        clip_ratio: largest distance of a ratio from 1, above 0.
         tau, normalise: see ``advantages``; with tau = 0 nothing holds the policy back.
         trainer: options of ``training.Trainer``, which spans all rounds. Its average is not used:
             the model that drew the paths must be the one that is moved.
 
     Raises ValueError: an option out of range, a round with fewer finite rewards than batches.
     """
-    if min(rounds, n, batches, epochs) < 1 or tau < 0 or (clip_ratio or 1) < 0:
+    if min(rounds, n, batches, epochs) < 1 or not (tau >= 0 and clip_ratio > 0):
         counts = f"rounds, n, batches, epochs = {rounds}, {n}, {batches}, {epochs}"
         raise ValueError(f"{counts}: 1 or more; tau = {tau}: >= 0; clip_ratio = {clip_ratio}: > 0")
     reference = copy.deepcopy(denoiser).eval()
     queue: list[tuple[Trajectory, Tensor, Tensor]] = []
+    still = torch.no_grad()(_noise)  # no gradient to this network
 
     def kl_to_reference(noise: Tensor, path: Trajectory) -> Tensor:
-        with torch.no_grad():
-            of_reference = _noise(diffusion, reference, path)
-        return _half_square(noise - of_reference)
+        return _half_square(noise - still(diffusion, reference, path))
 
     def loss(net: nn.Module) -> Tensor:
         path, old, gain = queue.pop()
         noise = _noise(diffusion, net, path)
-        objective = surrogate(-_half_square(noise), old, gain, clip_ratio)
-        if tau > 0:
-            objective = objective - tau * kl_to_reference(noise, path)
-        return -objective.sum(0)
+        kl = kl_to_reference(noise, path) if tau > 0 else 0.0
+        return (tau * kl - surrogate(-_half_square(noise), old, gain, clip_ratio)).sum(0)
 
     run = Trainer(denoiser, loss, rounds * batches * epochs, **{"warmup": 0} | trainer)
     for k in range(rounds):
@@ -144,8 +138,7 @@ def fit(
         if int(valued.sum()) < batches:
             raise ValueError(f"only {int(valued.sum())} of {n} rewards are finite: draw more paths")
         path, reward = Trajectory(path.t, path.x[:, valued]), reward[valued].to(path.x)
-        with torch.no_grad():
-            noise = _noise(diffusion, denoiser, path)
+        noise = still(diffusion, denoiser, path)
         old, kl = -_half_square(noise), kl_to_reference(noise, path)
         gain = advantages(reward, kl, tau, normalise)
         for _ in range(epochs):

@@ -49,11 +49,5 @@ def loss(
 
 
 def log_weight(network: nn.Module) -> Potential:
-    """V_t(x_t) / tau up to a constant: the potential that ``classifier_guidance.guided`` adds."""
+    """(V_t(x_t) - best) / tau: the potential that ``classifier_guidance.guided`` adds."""
     return lambda x_t, t: nn.functional.logsigmoid(network(x_t, t)[:, 0])
-
-
-@torch.no_grad()
-def value(network: nn.Module, x_t: Tensor, t: Tensor, tau: float, best: float) -> Tensor:
-    """The learned soft value V_t(x_t), (B,), in the reward's unit."""
-    return tau * log_weight(network)(x_t, t) + best
