@@ -1078,7 +1078,8 @@ run.figure(
     fig,
     "who_wins",
     alt="Four maps over pull and distance: without a baseline imitation wins in a window of middle pull; with the baseline it "
-    "also wins at small pull. At large pull playing wins, sooner the larger the distance.",
+    "also wins at small pull, at every distance of the map. At large pull playing wins, sooner the larger the distance; in one "
+    "dimension at small distance that is beyond the map.",
     see="blue: imitation is quieter; red: playing is; black: the border.",
 )
 for (baseline, d), (most, best) in wins.items():
