@@ -58,7 +58,7 @@ class Target(NamedTuple):
 
 
 # An edge takes more training, at less noise. On the pool of the ring at 10 %, a few thousand points
-# at first, this much learns single points: in the end it had 8,000 effective samples, not 11,800.
+# at first, this much learns single points: in the end it had 8,000 effective samples, not 11,900.
 MORE = {"steps": 4 / 3, "batch": 2, "noise": 0.5}
 TARGETS = {
     "ring": Target(known.ring_world, (10, 40, 80)),

@@ -1065,8 +1065,8 @@ if {"base", "class_ess10"} <= right.keys():
     path = [k for k in ("base", "class_ess80", "class_ess40", "class_ess10") if k in right]
     at = {k: (right[k].mean(), mean_logit[chosen(k) or (k, "")]) for k in right}
     ax.plot(*zip(*(at[k] for k in path), strict=True), "-", color="0.6", zorder=0)
-    for name, (distance, logit) in at.items():
-        ax.plot(distance, logit, "o", ms=7 if name in path else 5, label=name)
+    for (name, (distance, logit)), marker in zip(at.items(), "osD^vPXd<>"[: len(at)], strict=True):
+        ax.plot(distance, logit, "o" if name in path else marker, ms=8 if name in path else 6, label=name)
     ax.axvline(exact_class[0].mean(), color="k", lw=0.8, label="new shapes of the law")
     ax.set(xlabel="1-NNA-CD of its chairs against held-out chairs (0.5 is best)", ylabel="mean logit of all samples (nats)")
     ax.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
