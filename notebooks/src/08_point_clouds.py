@@ -906,8 +906,9 @@ run.metric("payoff_falling_share", float(weight[standing.reward == 0].sum()), "1
 #
 # **Question.** Did training bring the model to the payoff distribution, and would something simpler have done?
 #
-# RGDM starts from the base and trains on the parametric shapes under their payoff weights: 600 steps for the logit of a class and for
-# symmetry, 1,800 for the rest (`control` has equal weights, and shows what training alone moves). Its rivals are of three kinds.
+# RGDM starts from the base and trains on the parametric shapes under their payoff weights: 600 steps for symmetry and for the logit of a
+# class at an effective share of 40 or 10 %, 1,800 for the rest (`control` has equal weights, and shows what training alone moves). Its
+# rivals are of three kinds.
 #
 # - **They learn from the same 12,000 shapes with their rewards**, in as many steps. `conditional_class` is told the label of each shape,
 #   `conditional_steady` its reward (classifier-free guidance at scale 1). `classifier_class` follows the gradient of a classifier of noisy

@@ -74,13 +74,14 @@ CLASSIFIER_TRAINING = {
 # What guides a model: a reward, and what sets tau. A share of the samples that is to be effective;
 # for a reward of two values, whose ties bound that share, tau itself: at 0.2 the odds of falling
 # go down by exp(5) = 148. The control has no reward, which is tau to infinity, and is all rewards'.
-# To favour a class is learned in a seventh of the base's steps. Whether a chair stands hangs on
-# where its rear feet are: after as few steps half of what fell still fell. It takes ``long``er, and
+# To favour a class is learned in a seventh of the base's steps, but for weights that differ little:
+# of the chairs due at 80 %, 0.56 of the samples, there were 0.50. Whether a chair stands hangs on
+# where its rear feet are: after as few steps half of what fell still fell. Both take ``long``er, and
 # so does a network that has to learn to heed a condition. A model and its rivals have as many.
 WANTED = "chair"
 GUIDED = {
     "control": {"long": True},
-    "class_ess80": {"reward": "class", "share": 0.8},
+    "class_ess80": {"reward": "class", "share": 0.8, "long": True},
     "class_ess40": {"reward": "class", "share": 0.4},
     "class_ess10": {"reward": "class", "share": 0.1},
     # the law of the class
