@@ -76,8 +76,8 @@ CLASSIFIER_TRAINING = {
 # go down by exp(5) = 148. The control has no reward, which is tau to infinity, and is all rewards'.
 # To favour a class is learned in a seventh of the base's steps, but for weights that differ little:
 # of the chairs due at 80 %, 0.56 of the samples, there were 0.50. Whether a chair stands hangs on
-# where its rear feet are: after as few steps half of what fell still fell. Both take ``long``er, and
-# so does a network that has to learn to heed a condition. A model and its rivals have as many.
+# where its rear feet are: after as few steps half of what fell still fell. Both take ``long``er,
+# and so does a network that has to heed a condition. A model and its rivals have as many.
 WANTED = "chair"
 GUIDED = {
     "control": {"long": True},
