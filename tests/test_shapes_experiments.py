@@ -10,6 +10,7 @@ from rgdm_lib.shapes.data import Normalisation, shapes
 from rgdm_lib.shapes.model import (
     SAMPLING_STEPS,
     UNIT,
+    CloudDiffusion,
     load_classifier,
     load_clouds,
     load_model,
@@ -23,6 +24,7 @@ from rgdm_lib.shapes.model import (
 )
 from rgdm_lib.shapes.rewards import standing_margin, symmetry
 from rgdm_lib.training import load_tensors
+from rgdm_lib.worlds.mixtures import GaussianMixture
 
 NORM = Normalisation(torch.tensor([0.0, 0.0, 1.0]), torch.tensor([1.0, 2.0, 0.5]), "by hand")
 
@@ -80,6 +82,21 @@ def test_widths_of_all_scales_of_a_cloud(sd):
     assert _sampler_width(sd, sampling_times(150)) < 0.975
     if sd >= 10:
         assert _sampler_width(sd, shape_diffusion().timesteps(SAMPLING_STEPS, 2.0)) < 0.95
+
+
+def test_a_mixture_keeps_its_shares_and_widths():
+    """Unequal modes: widths within 2 %, all within three standard errors besides."""
+    law = GaussianMixture(torch.tensor([[-6.0], [6.0]]), torch.tensor([0.2, 1.0]), [0.3, 0.7])
+    diffusion = CloudDiffusion.of_clouds()
+    torch.manual_seed(0)
+    n = 20_000
+    *_, last = diffusion.sample(law.denoiser(diffusion.schedule), torch.randn(n, 1))
+    x = last.x[:, 0]
+    left = x < 0
+    assert float(left.double().mean()) == pytest.approx(0.3, abs=3 * (0.21 / n) ** 0.5)
+    for part, mean, sd in ((x[left], -6, 0.2), (x[~left], 6, 1.0)):
+        assert float(part.mean()) == pytest.approx(mean, abs=3 * sd / len(part) ** 0.5)
+        assert float(part.std()) == pytest.approx(sd, rel=0.02 + 3 / (2 * len(part)) ** 0.5)
 
 
 def test_thin_surfaces_lose_a_few_percent_with_any_steps():
