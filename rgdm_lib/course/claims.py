@@ -124,7 +124,8 @@ CLAIMS = (
             "the shares of the classes are the exact payoff's, L1, the largest over the "
             "temperatures that ship", ("<=", 0.08)),
     _clouds("clouds-stand", "falling_ratio",
-            "rewarded for standing, a fifth as many chairs fall as from the base", (">=", 5)),
+            "rewarded for standing with 5 cm to spare, a fifth as many chairs fall as from the "
+            "base", (">=", 5)),
     _clouds("clouds-stand-quality", "standing_mmd_cd_ratio",
             "and they are no farther from held-out chairs that stand: MMD-CD over the base's",
             ("<=", 1.1)),
