@@ -1052,6 +1052,9 @@ class_share = {key[0]: len(chairs_of[key]) / len(sets[key]) for key in filter(No
 if "class_probability" in class_share:  # what the text below says
     order = [class_share[k] for k in ("conditional_class", "classifier_class", "class_probability")]
     assert order == sorted(order) and order[-1] > 0.99
+for name, share in class_share.items():
+    if not name.startswith("class_ess"):
+        run.metric(f"chair_share_{name}", share, "1", len(sets[chosen(name)]), f"share of chairs, judge's label, of {name}")
 told = min(
     (k for k in right if k.startswith(("cond", "classifier"))),
     key=lambda k: right[k].mean(),
@@ -1140,6 +1143,10 @@ for name, suffix in reported.items():
 down = {key[0]: falling[key] for key in family}
 if {"stands", "steady", "value_steady", "conditional_steady"} <= down.keys():  # what the text below says
     assert down["steady"] < min(down["stands"], down["value_steady"]) < down["conditional_steady"] < down["base"]
+for name, share in down.items():
+    if name in experiments.RIVALS:
+        run.metric(f"falling_ratio_{name}", down["base"] / share, "1", chair_count[chosen(name)],
+                   f"share (k+1)/(n+2) of falling among chairs (judge's label), base over {name}")  # fmt: skip
 
 # %% [markdown]
 # `steady` has fewer that fall than `stands`, for the network's blur now lies where chairs still stand. Its price is the number of chairs: the
