@@ -657,15 +657,15 @@ if base_ships:
                    "the same as base_1nna_cd_excess of the denoiser of Luo & Hu 2021, each point alone given a latent "
                    "of the shape, trained for as long as the base", floor=abs(floor - 0.5))  # fmt: skip
     fig, axes = plt.subplots(
-        len(looks), 8, figsize=(11, 1.5 * len(looks)), gridspec_kw={"wspace": 0}, squeeze=False
+        len(looks), 6, figsize=(8, 1.4 * len(looks)), gridspec_kw={"wspace": 0}, squeeze=False
     )
     for row, (name, clouds) in zip(axes, looks.items(), strict=True):
         for ax, cloud in zip(row, clouds, strict=False):
             views.draw_cloud(ax, cloud, span=3.1)
         row[0].set_title(name, fontsize=9, loc="left")
-    run.figure(fig, "base_samples", alt="Eight samples of the base model, below them eight of the denoiser that sees each point "
+    run.figure(fig, "base_samples", alt="Six samples of the base model, below them six of the denoiser that sees each point "
                "alone, none picked, each picture 3.1 units wide. The lower ones are blurred: legs and slats are smeared.",
-               see="the first eight of each, none picked; look at legs, slats and edges.")  # fmt: skip
+               see="the first six of each, none picked; look at legs, slats and edges.")  # fmt: skip
 
 # %% [markdown]
 # ## 5. Rewards
@@ -990,7 +990,7 @@ shown = [key for key in sets if key[1] == ""] + [chosen(name) for name in seeds]
 if len(shown) > 1:
     half = -(-len(shown) // 2)
     fig, axes = plt.subplots(
-        half, 6, figsize=(6.6, 1.15 * half), gridspec_kw={"wspace": 0, "hspace": 0.15}
+        half, 6, figsize=(6, 1.05 * half), gridspec_kw={"wspace": 0, "hspace": 0.15}
     )
     for ax in axes.flat:
         ax.axis("off")
@@ -1159,7 +1159,8 @@ for name, share in down.items():
 # still a third of its chairs fall: most shapes stand, so that "1" tells it little. The gradient of a learned value does better, RGDM
 # best, from the same rewards and with the sampler's old cost. *Particles* beat them all, though paid for `stands` alone: hardly a chair of theirs
 # falls, for each is looked at while it is made and once more when it is finished. They ask for 24 rewards a sample, for every new set,
-# and few lines survive the weights: look at the shares of the classes, beside the exact ones below. The best of 8 has too few
+# and their classes are further from the payoff's shares than RGDM's (tables, above; exact ones, below): in a population the luck of
+# a few ancestors can stay. The best of 8 has too few
 # chairs left to be judged.
 #
 # And are they the *right* chairs? The payoff says what the classes' shares become, and which law the parameters of chairs follow.
