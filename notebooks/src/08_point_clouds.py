@@ -1052,6 +1052,9 @@ class_share = {key[0]: len(chairs_of[key]) / len(sets[key]) for key in filter(No
 if "class_probability" in class_share:  # what the text below says
     order = [class_share[k] for k in ("conditional_class", "classifier_class", "class_probability")]
     assert order == sorted(order) and order[-1] > 0.99
+if "ddpo_class" in class_share:
+    hacked = chosen("ddpo_class")
+    assert mean_logit[hacked] == max(mean_logit.values()) and min(class_share["ddpo_class"], falling[hacked]) > 0.99
 for name, share in class_share.items():
     if not name.startswith("class_ess"):
         run.metric(f"chair_share_{name}", share, "1", len(sets[chosen(name)]), f"share of chairs, judge's label, of {name}")
@@ -1097,6 +1100,11 @@ if {"base", "class_ess10"} <= right.keys():
 # error of about 0.03. All of them know 12,000 labels or rewards. The best of 8 asked for an eighth of that, makes chairs as good,
 # and pays later: eight samples for every one. A label *exists* for this wish, and whoever has one may use it. What counts here is that
 # RGDM did not need it.
+#
+# **And DDPO?** It has the highest logit of all, and every sample is called a chair. Look at them in the picture: all are one, a tall back above hardly
+# any legs, and every one falls. Nothing in its objective holds it near the base: at such a logit the log-probability that it was paid for is 0
+# to a dozen digits, and it went on. The judge, another network on other data, is fooled as well. What is not fooled is COV, and a question
+# that no network answers: does it stand?
 #
 # `logit_1nna_cd` is not a fault of training: its floor, real shapes by exact weights, is high too. At that temperature the logit
 # asks for chairs of a certain kind, and gets them. Look back at the first table: most of them *fall*. Nobody asked for that either; a
