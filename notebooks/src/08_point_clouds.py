@@ -1052,6 +1052,8 @@ class_share = {key[0]: len(chairs_of[key]) / len(sets[key]) for key in filter(No
 if "class_probability" in class_share:  # what the text below says
     order = [class_share[k] for k in ("conditional_class", "classifier_class", "class_probability")]
     assert order == sorted(order) and order[-1] > 0.99
+if "reward_weighted_class" in class_share:
+    assert class_share["reward_weighted_class"] > 0.99 and 6 * asked_for[chosen("reward_weighted_class")] == known_shapes
 if "ddpo_class" in class_share:
     hacked = chosen("ddpo_class")
     assert mean_logit[hacked] == max(mean_logit.values()) and min(class_share["ddpo_class"], falling[hacked]) > 0.99
@@ -1098,8 +1100,9 @@ if {"base", "class_ess10"} <= right.keys():
 # **Who wins.** Told the label as an input, a network makes the class least often; with a gradient of the label more often; paid for the
 # class, nearly always. As for how good the chairs are, the table hardly tells these three apart: at preset laptop 1-NNA has a standard
 # error of about 0.03. All of them know 12,000 labels or rewards. The best of 8 asked for an eighth of that, makes chairs as good,
-# and pays later: eight samples for every one. A label *exists* for this wish, and whoever has one may use it. What counts here is that
-# RGDM did not need it.
+# and pays later: eight samples for every one. Iterated weights on the model's own samples make the class as often as RGDM, from a sixth of
+# its rewards: this reward ends at 0, so that a second round asks for nothing more, and the drift of 07 has nowhere to go. A label
+# *exists* for this wish, and whoever has one may use it. What counts here is that RGDM did not need it.
 #
 # **And DDPO?** It has the highest logit of all, and every sample is called a chair. Look at them in the picture: all are one, a tall back above hardly
 # any legs, and every one falls. Nothing in its objective holds it near the base: at such a logit the log-probability that it was paid for is 0
