@@ -420,7 +420,7 @@ REASONS = {
     "ring-laptop": "the base network's own error, which the weights at an ESS of 10 % multiply, and a finite number of effective "
                    "samples. What it learned from, weighted samples of that network, is "
                    f"{ours('pool_over_floor_ring', '.2f', ON)} floors away itself; the exact denoiser in the same sampler is "
-                   f"{ours('sampler_over_floor_ring', '.2f', ON)}, so the steps are not to blame, and the network adds little. With three "
+                   f"{ours('sampler_over_floor_ring', '.2f', ON)}, so the steps are not to blame; the network adds the rest. With three "
                    "times the steps, in the experiment `worlds-rgdm`, it is "
                    f"{RING['runs'][0]['over_floor']:.2f}, its pool {RING['runs'][0]['pool_over_floor']:.2f} and the exact denoiser "
                    f"{RING['exact_denoiser']['over_floor']:.2f}",
