@@ -22,7 +22,7 @@
 # | | quick | laptop | full |
 # |---|---|---|---|
 # | minutes to read | 45 | 45 | 45 |
-# | minutes to run (2 CPU cores) | 2 | 8 | 20 |
+# | minutes to run (2 CPU cores) | 2 | 15 | 25 |
 # | memory | 2 GB | 2 GB | 3 GB |
 # | GPU | not needed | not needed | not needed |
 #
@@ -1100,8 +1100,9 @@ if {"base", "class_ess10"} <= right.keys():
 # class, nearly always. As for how good the chairs are, the table hardly tells these three apart: at preset laptop 1-NNA has a standard
 # error of about 0.03. All of them know 12,000 labels or rewards. The best of 8 asked for an eighth of that, makes chairs as good,
 # and pays later: eight samples for every one. Iterated weights on the model's own samples make the class as often as RGDM, from a sixth of
-# its rewards: this reward ends at 0, so that a second round asks for nothing more, and the drift of 07 has nowhere to go. A label
-# *exists* for this wish, and whoever has one may use it. What counts here is that RGDM did not need it.
+# its rewards: this reward ends at 0, so that a second round asks for nothing more, and the drift of 07 has nowhere to go. But they
+# learn from some hundred chairs of their own, twice, and the circle narrows: at preset laptop their 1-NNA is 0.73 and their COV 0.34, where
+# RGDM has 0.58 and 0.53. A label *exists* for this wish, and whoever has one may use it. What counts here is that RGDM did not need it.
 #
 # **And DDPO?** It has the highest logit of all, and every sample is called a chair. Look at them in the picture: all are one, a tall back above hardly
 # any legs, and every one falls. Nothing in its objective holds it near the base: at such a logit the log-probability that it was paid for is 0
