@@ -380,7 +380,8 @@ table(
 # %% [markdown]
 # Take the order of the questions, not the digits: it is one world, eight dimensions, a smooth reward, a network that fits it,
 # and settings that the exact answer chose. On molecules only RGDM and best of n have been run so far; there the network is what limits it.
-# On point clouds, with 12,000 rewards each, the order holds where there is a label; where there is none, RGDM is ahead (08, section 6):
+# On point clouds, with 12,000 rewards each, a label is worth having where there is one; where
+# there is none, RGDM is ahead of all that trains, and particles, which train nothing and pay for every sample, are ahead of it (08, section 6):
 
 # %%
 clouds_on = "08_point_clouds"
