@@ -75,7 +75,9 @@ PRETRAINING = {"lr": 4e-3, "decay_share": 1.0, "ema_decay": 0.999}
 FITTING = PRETRAINING | {"lr": 2e-3}
 
 
-def _sampler(diffusion: Diffusion, denoiser: Denoiser, dim: int) -> Sampler:
+def sampler_of(diffusion: Diffusion, denoiser: Denoiser, dim: int) -> Sampler:
+    """``n -> (n, dim)`` finished samples of a denoiser, in all steps, the last without noise."""
+
     def finished(x: Tensor) -> Tensor:
         *_, last = diffusion.sample(denoiser, x)
         return last.x
@@ -163,10 +165,10 @@ def _beside(
         "tau": world.tau(share),
         "exact_reward": world.frontier(share)[0],
         "exact_kl": world.frontier(share)[1],
-        "base": _judge(world, share, _sampler(diffusion, base, dim), size),
+        "base": _judge(world, share, sampler_of(diffusion, base, dim), size),
     }
     if isinstance(exact, GaussianMixture):
-        sampler = _sampler(diffusion, exact.denoiser(diffusion.schedule), dim)
+        sampler = sampler_of(diffusion, exact.denoiser(diffusion.schedule), dim)
         found["exact_denoiser"] = _judge(world, share, sampler, size)
     return found
 
@@ -191,7 +193,7 @@ def _run(
         "evaluations": last.evaluations,
         "ess": last.ess,
         "pool_over_floor": over_floor(pool, world.exact(share).sample, **judged),
-        **_judge(world, share, _sampler(diffusion, net, dim), size),
+        **_judge(world, share, sampler_of(diffusion, net, dim), size),
     }
 
 

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from rgdm_lib import payoff, rgdm, schedules, stepwise
 from rgdm_lib._data import data_root, write_manifest
 from rgdm_lib._kept import kept, write_json
+from rgdm_lib.accuracy import PRETRAINING, sampler_of
 from rgdm_lib.baselines import (
     best_of_n,
     bounded,
@@ -52,8 +53,8 @@ SHARE = 10
 PRESETS = {
     "quick": {"T": 20, "hidden": 16, "base": 60, "evaluations": 400, "steps": 20, "judged": 400,
               "draws": 1, "more": (2,), "fewer": (0.5,), "values": 1, "seeds": 2, "rgdm_seeds": 2},
-    "laptop": {"T": 100, "hidden": 64, "base": 10_000, "evaluations": 20_000, "steps": 2500,
-               "judged": 4000, "draws": 3, "more": (3,), "fewer": (1 / 4, 1 / 16), "values": 3,
+    "laptop": {"T": 100, "hidden": 64, "base": 20_000, "evaluations": 20_000, "steps": 2500,
+               "judged": 10_000, "draws": 10, "more": (3,), "fewer": (1 / 4, 1 / 16), "values": 3,
                "seeds": 3, "rgdm_seeds": 5},
     "full": {"T": 100, "hidden": 256, "base": 100_000, "evaluations": 20_000, "steps": 20_000,
              "judged": 10_000, "draws": 10, "more": (3, 30), "fewer": (1 / 4, 1 / 16), "values": 3,
@@ -79,13 +80,7 @@ class _Bench:
         return payoff.model_sampler(self.diffusion, self.start, reward or self.world.reward, n)
 
     def draws(self, denoiser: Denoiser) -> Sampler:
-        """Samples of a denoiser, in all steps, the last without noise."""
-
-        def sample(n: int) -> Tensor:
-            *_, last = self.diffusion.sample(denoiser, self.start(n))
-            return last.x
-
-        return sample
+        return sampler_of(self.diffusion, denoiser, self.dim)
 
     def network(self) -> nn.Module:
         return copy.deepcopy(self.base)
@@ -173,7 +168,8 @@ def _conditional(bench: _Bench, evaluations: int, cold: float, scale: float) -> 
     wide[:, :-2] = weights["embed.weight"]
     net.load_state_dict(weights | {"embed.weight": wide})
     draw = bench.sampler(evaluations)(bench.base)
-    cond = ((draw.reward - draw.reward.mean()) / draw.reward.std())[:, None].to(draw.x0)
+    spread = draw.reward.std() or 1.0  # a constant reward tells nothing: the condition is 0
+    cond = ((draw.reward - draw.reward.mean()) / spread)[:, None].to(draw.x0)
 
     def loss(net: nn.Module) -> Tensor:
         i = torch.randint(len(cond), (256,))
@@ -317,10 +313,11 @@ def _pretrained(preset: str, out: Path, diffusion: Diffusion, world: World) -> n
     net = MLPDenoiser(dim, diffusion.schedule.alpha_bar, hidden=size["hidden"])
     return Trainer(
         net,
-        lambda net: diffusion.loss(net, world.reference.sample(512)),
+        lambda net: diffusion.loss(net, world.reference.sample(1024)),
         size["base"],
         checkpoint=out / "base.safetensors",
         config={"world": world.name, "T": diffusion.T, "hidden": size["hidden"]},
+        **PRETRAINING,
     ).run(progress=False)
 
 

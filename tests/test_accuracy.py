@@ -54,7 +54,7 @@ def test_the_judge_tells_exact_samples_from_the_reference():
     assert right["reward"] == pytest.approx(reward, abs=0.03)
     assert right["kl"] == pytest.approx(kl, abs=0.2) and abs(wrong["kl"]) < 0.1
     diffusion = Diffusion(cosine(50))
-    steps = accuracy._sampler(diffusion, world.exact(10).denoiser(diffusion.schedule), 2)
+    steps = accuracy.sampler_of(diffusion, world.exact(10).denoiser(diffusion.schedule), 2)
     assert accuracy._judge(world, 10, steps, size)["reward"] == pytest.approx(reward, abs=0.05)
 
 

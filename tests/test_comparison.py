@@ -1,5 +1,6 @@
 """The comparison's machinery, in preset quick: whole, resumable, and its judge is right."""
 
+import dataclasses
 import json
 import math
 
@@ -166,6 +167,16 @@ def test_a_conditional_network_starts_as_the_base_and_asks_for_the_payoffs_rewar
         assert all(torch.equal(cond, asked[0]) for cond in asked)  # one reward the whole way down
         rewards.append(asked[0][:, 0])  # less the pool's mean, over its standard deviation
     assert 1 < rewards[0].mean() < rewards[1].mean() and rewards[1].std() < rewards[0].std() / 2
+
+
+def test_a_condition_on_a_constant_reward_is_zero_not_nan():
+    torch.manual_seed(0)
+    diffusion = comparison.Diffusion(comparison.schedules.cosine(20))
+    base = comparison.MLPDenoiser(8, diffusion.schedule.alpha_bar, hidden=16)
+    bench = comparison._Bench("quick", base, diffusion, WORLD)
+    bench.world = dataclasses.replace(WORLD, reward=lambda x: torch.full((len(x),), 3.0))
+    ((_, _, sampler),) = comparison._conditional(bench, 400, 1, 1.0)
+    assert bool(torch.isfinite(sampler(300)).all())
 
 
 def test_a_setting_that_diverges_is_recorded_and_not_chosen(judge):

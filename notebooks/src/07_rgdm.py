@@ -176,8 +176,7 @@ base.load_state_dict(trainer.run(progress=False).state_dict())
 
 def draw(denoiser, n=N):
     """Finished samples of a model, (n, 2)."""
-    *_, last = diffusion.sample(denoiser, torch.randn(n, 2))
-    return last.x
+    return accuracy.sampler_of(diffusion, denoiser, 2)(n)
 
 
 x_base = draw(base)
