@@ -21,6 +21,7 @@ from rgdm_lib import payoff, rgdm, schedules
 from rgdm_lib._data import data_root, write_manifest
 from rgdm_lib._kept import kept, write_json
 from rgdm_lib.diffusion import Denoiser, Diffusion
+from rgdm_lib.schedules import NoiseSchedule
 from rgdm_lib.training import Trainer
 from rgdm_lib.worlds import known
 from rgdm_lib.worlds.known import World
@@ -73,6 +74,33 @@ TARGETS = {
 # samples of the ring's model ran away, and its distance was 20 floors.
 PRETRAINING = {"lr": 4e-3, "decay_share": 1.0, "ema_decay": 0.999}
 FITTING = PRETRAINING | {"lr": 2e-3}
+
+
+def fine_schedule(T: int) -> NoiseSchedule:  # noqa: N803
+    """The cosine schedule in T steps that are short where there is little noise.
+
+    Step i is step i^2 of T^2 even ones (quadratic, as DDIM's spacing), ratios kept at 0.001 or
+    more. Steps of the sampler narrow its law (``sampled_width``), and a linear reward moves a mode
+    of the narrow law by the square of that width. For modes of 0.15 and T = 400 the width is 0.990
+    of what it should be; with even steps 0.971, so that modes moved by 0.943 of their way.
+    """
+    even = schedules.cosine(T * T).alpha_bar[torch.arange(T + 1) ** 2]
+    ratio = (even[1:] / even[:-1]).clamp(min=1e-3)
+    return NoiseSchedule(torch.cat([ratio.new_ones(1), ratio.cumprod(0)]))
+
+
+def sampled_width(diffusion: Diffusion, std: float) -> float:
+    """Width of what ``Diffusion.sample`` makes of N(0, std^2), over std; denoiser exact.
+
+    That denoiser is linear, eps = sqrt(1 - alpha_bar) x / variance of x_t: so is each step, and
+    variances follow in closed form.
+    """
+    alpha_bar, variance = diffusion.schedule.alpha_bar, 1.0
+    for t in range(diffusion.T, 0, -1):
+        eps = (1 - alpha_bar[t]).sqrt() / (alpha_bar[t] * std**2 + 1 - alpha_bar[t])
+        mean, noise, _ = diffusion.step(alpha_bar.new_ones(1), t, t - 1, eps)
+        variance = float(mean) ** 2 * variance + noise**2
+    return variance**0.5 / std
 
 
 def sampler_of(diffusion: Diffusion, denoiser: Denoiser, dim: int) -> Sampler:
@@ -212,7 +240,7 @@ def measure(preset: str, out: Path, world: str = "") -> Path:
     """
     if world and world not in TARGETS:
         raise ValueError(f"no world {world!r}; there are {', '.join(TARGETS)}")
-    size, diffusion = PRESETS[preset], Diffusion(schedules.cosine(PRESETS[preset]["T"]))
+    size, diffusion = PRESETS[preset], Diffusion(fine_schedule(PRESETS[preset]["T"]))
     command = f"python -m rgdm_lib.course experiment worlds-rgdm --preset {preset}"
     table: dict[str, Any] = {"command": command, **size, "worlds": {}}
     for name in [world] if world else TARGETS:

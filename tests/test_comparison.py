@@ -53,6 +53,7 @@ def test_the_judge_averages_draws_and_knows_the_kl_to_the_reference(judge):
     both = judge(model, 2)
     assert sizes == [2000, 2000]
     assert one["over_floor"] < 2 < 0.5 * both["over_floor"]
+    assert abs(both["kl"] - one["kl"]) < 0.1  # the first draw's: the second's is larger by nats
     assert abs(one["kl"] - WORLD.frontier(comparison.SHARE)[1]) < 0.1
     assert abs(judge(WORLD.reference.sample)["kl"]) < 0.1
     twice = judge(lambda n: exact.sample(n // 2).repeat(2, 1))
