@@ -121,7 +121,7 @@ def test_an_edge_is_trained_longer_at_less_noise(tmp_path, monkeypatch):
     monkeypatch.setattr(accuracy, "_beside", lambda *_: {})
     accuracy.measure("quick", tmp_path)
     assert seen["ring"] == {"steps": 20, "batch": 64, "noise": 0.1}
-    assert seen["indicator"] == seen["rare mode"] == {"steps": 26, "batch": 128, "noise": 0.05}
+    assert seen["indicator"] == seen["rare mode"] == {"steps": 80, "batch": 64, "noise": 0.05}
 
 
 def test_short_steps_at_little_noise_narrow_less_and_the_width_is_what_samples_have():
