@@ -71,7 +71,7 @@ TARGETS = {
 # Options of ``Trainer``: the learning rate falls to 0 over all of a training. Excess error over the
 # exact denoiser, as KL of paths in nats, after 5,000 steps of pretraining: 0.025, and 0.031 with lr
 # 2e-3, decay_share 0.3 and ema_decay 0.995. Toward a payoff, 2e-3 is too much for four rounds of
-# 1,000: some samples of one of two models of the ring ran away, and its distance was 44 floors.
+# 1,000: some samples of one of two models of the ring ran away (steps even), 44 floors off.
 PRETRAINING = {"lr": 4e-3, "decay_share": 1.0, "ema_decay": 0.999}
 FITTING = PRETRAINING | {"lr": 1e-3}
 
