@@ -23,7 +23,7 @@
 # | | quick | laptop | full |
 # |---|---|---|---|
 # | minutes to read | 40 | 40 | 40 |
-# | minutes to run (2 CPU cores) | 0.7 | 20 | 20 |
+# | minutes to run (2 CPU cores) | 0.7 | 20 | 60 |
 # | memory | 1 GB | 1 GB | 1 GB |
 # | GPU | not used | not used | not used |
 #
