@@ -23,7 +23,6 @@ from torch import Tensor, nn
 from rgdm_lib import payoff, rgdm, schedules, stepwise
 from rgdm_lib._data import data_root, write_manifest
 from rgdm_lib._kept import kept, write_json
-from rgdm_lib.accuracy import PRETRAINING, sampler_of
 from rgdm_lib.baselines import (
     best_of_n,
     bounded,
@@ -44,7 +43,8 @@ from rgdm_lib.worlds.metrics import (
     sliced_wasserstein,
     sliced_wasserstein_floor,
 )
-from rgdm_lib.worlds.nets import MLPDenoiser, TimeMLP
+from rgdm_lib.worlds.nets import PRETRAINING, MLPDenoiser, TimeMLP
+from rgdm_lib.worlds.sampling import sampler_of
 
 SHARE = 10
 # evaluations: of the reward, of a whole run. more: factors of it that the chosen settings run with
@@ -287,28 +287,26 @@ class Judge:
         reference in nats. Each is None for a method that gives points that are not finite; ``kl``
         where more than 1 % coincide, too.
         """
-        x = model(self.n)
-        found = [self._once(x)] + [self._once(model(self.n)) for _ in range(draws - 1)]
+        found = [self._once(model(self.n), with_kl=i == 0) for i in range(draws)]
         names = ("reward", "over_floor", "mode_l1")
         means = {
             name: None if None in (of := [one[name] for one in found]) else sum(of) / draws
             for name in names
         }
-        return means | {"kl": self._kl(x)}
+        return means | {"kl": found[0]["kl"]}
 
-    def _once(self, x: Tensor) -> dict[str, float | None]:
+    def _once(self, x: Tensor, with_kl: bool) -> dict[str, float | None]:
+        found = dict.fromkeys(("reward", "over_floor", "mode_l1", "kl"))
         if not bool(torch.isfinite(x).all()):
-            return dict.fromkeys(("reward", "over_floor", "mode_l1"))
-        return {
+            return found
+        found |= {
             "reward": float(self.world.reward(x).mean()),
             "over_floor": sliced_wasserstein(x, self.exact.sample(self.n)) / self.floor,
             "mode_l1": mode_l1(x, self.exact) - self.mode_floor,
         }
-
-    def _kl(self, x: Tensor) -> float | None:
-        if not bool(torch.isfinite(x).all()) or len(x.unique(dim=0)) < 0.99 * len(x):
-            return None
-        return kl_to_mixture(x, self.world.reference)
+        if with_kl and len(x.unique(dim=0)) >= 0.99 * len(x):
+            found["kl"] = kl_to_mixture(x, self.world.reference)
+        return found
 
 
 def _pretrained(preset: str, out: Path, diffusion: Diffusion, world: World) -> nn.Module:

@@ -9,7 +9,7 @@ import torch
 from rgdm_lib import accuracy
 from rgdm_lib.diffusion import Diffusion
 from rgdm_lib.schedules import cosine
-from rgdm_lib.worlds.mixtures import GaussianMixture
+from rgdm_lib.worlds.sampling import sampler_of
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,7 @@ def test_the_judge_tells_exact_samples_from_the_reference():
     assert right["reward"] == pytest.approx(reward, abs=0.03)
     assert right["kl"] == pytest.approx(kl, abs=0.2) and abs(wrong["kl"]) < 0.1
     diffusion = Diffusion(cosine(50))
-    steps = accuracy.sampler_of(diffusion, world.exact(10).denoiser(diffusion.schedule), 2)
+    steps = sampler_of(diffusion, world.exact(10).denoiser(diffusion.schedule), 2)
     assert accuracy._judge(world, 10, steps, size)["reward"] == pytest.approx(reward, abs=0.05)
 
 
@@ -122,16 +122,3 @@ def test_an_edge_is_trained_longer_at_less_noise(tmp_path, monkeypatch):
     accuracy.measure("quick", tmp_path)
     assert seen["ring"] == {"steps": 20, "batch": 64, "noise": 0.1}
     assert seen["indicator"] == seen["rare mode"] == {"steps": 80, "batch": 64, "noise": 0.05}
-
-
-def test_short_steps_at_little_noise_narrow_less_and_the_width_is_what_samples_have():
-    even, fine = Diffusion(cosine(50)), Diffusion(accuracy.fine_schedule(50))
-    assert fine.schedule.alpha_bar[1] > even.schedule.alpha_bar[1] and fine.T == 50
-    widths = [accuracy.sampled_width(diffusion, 0.15) for diffusion in (even, fine)]
-    assert widths[0] < 0.86 < 0.91 < widths[1] < 1
-    assert accuracy.sampled_width(Diffusion(accuracy.fine_schedule(400)), 0.15) > 0.985
-    law = GaussianMixture(torch.zeros(1, 2), 0.15)
-    for diffusion, width in zip((even, fine), widths, strict=True):
-        torch.manual_seed(0)
-        x = accuracy.sampler_of(diffusion, law.denoiser(diffusion.schedule), 2)(10_000)
-        assert float(x.std()) / 0.15 == pytest.approx(width, abs=0.02)

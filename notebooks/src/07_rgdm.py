@@ -66,8 +66,8 @@ from rgdm_lib.course import exercises, notebook, widgets
 from rgdm_lib.diffusion import Diffusion
 from rgdm_lib.payoff import log_weights, next_beta, systematic_resample
 from rgdm_lib.training import Trainer
-from rgdm_lib.worlds import known, metrics, mixtures
-from rgdm_lib.worlds.nets import MLPDenoiser
+from rgdm_lib.worlds import known, metrics, mixtures, sampling
+from rgdm_lib.worlds.nets import PRETRAINING, MLPDenoiser
 from rgdm_lib.worlds.rewards import Linear
 
 run = notebook.start("07_rgdm", PRESET, SEED, OUT_DIR)
@@ -167,16 +167,16 @@ run.figure(fig, "world",
 #
 # One thing needs care before that. What a sampler draws in finitely many steps is a little too narrow, and here that counts twice: weights
 # move a mode by $s^2 |b| / \tau$, with the width $s$ that the *samples* have. Of a single Gaussian the exact denoiser is linear, so the width
-# after all steps follows in closed form (`accuracy.sampled_width`).
+# after all steps follows in closed form (`sampling.sampled_width`).
 #
 # **Predict.** Steps even in the cosine schedule's angle, or steps that are short where there is little noise, as many of them: which
 # narrows a mode of width 0.15 more?
 
 # %%
-schedule = accuracy.fine_schedule(settings.T)
+schedule = sampling.fine_schedule(settings.T)
 diffusion = Diffusion(schedule)
-widths = {"even": accuracy.sampled_width(Diffusion(schedules.cosine(settings.T)), 0.15),
-          "short at little noise": accuracy.sampled_width(diffusion, 0.15)}
+widths = {"even": sampling.sampled_width(Diffusion(schedules.cosine(settings.T)), 0.15),
+          "short at little noise": sampling.sampled_width(diffusion, 0.15)}
 for name, width in widths.items():
     print(f"{settings.T} steps, {name}: width {width:.3f} of what it should be; weights then move a mode by {width**2:.3f} of its way")
 assert widths["even"] < widths["short at little noise"] < 1
@@ -189,13 +189,13 @@ assert widths["even"] < widths["short at little noise"] < 1
 # %%
 base = MLPDenoiser(2, schedule.alpha_bar, hidden=settings.hidden, layers=3)
 trainer = Trainer(base, lambda net: diffusion.loss(net, world.sample(1024)), settings.base_steps,
-                  **accuracy.PRETRAINING)
+                  **PRETRAINING)
 base.load_state_dict(trainer.run(progress=False).state_dict())
 
 
 def draw(denoiser, n=N):
     """Finished samples of a model, (n, 2)."""
-    return accuracy.sampler_of(diffusion, denoiser, 2)(n)
+    return sampling.sampler_of(diffusion, denoiser, 2)(n)
 
 
 x_base = draw(base)
@@ -524,7 +524,7 @@ for result in rgdm.fit(net, diffusion, sampler, tau, rounds=settings.rounds, ste
 # %%
 def path_ess_of_exact(T, n=4000):
     """Path ESS of paths of the payoff's exact denoiser, back from the ring's exact denoiser."""
-    chain = Diffusion(accuracy.fine_schedule(T))
+    chain = Diffusion(sampling.fine_schedule(T))
     of_ring, of_payoff = (law.denoiser(chain.schedule) for law in (world, exact))
     path = chain.trajectory(of_payoff, torch.randn(n, 2))
     log_ratio = chain.log_prob(of_ring, path) - chain.log_prob(of_payoff, path)

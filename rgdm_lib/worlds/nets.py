@@ -12,6 +12,11 @@ from rgdm_lib.nets import TimeFeatures
 
 FAR = 5.0
 
+# Options of ``Trainer`` for a network of a reference: the learning rate falls to 0 over all of a
+# training. Excess error over the exact denoiser, as KL of paths in nats, after 5,000 steps on the
+# ring: 0.025, and 0.031 with lr 2e-3, decay_share 0.3 and ema_decay 0.995.
+PRETRAINING = {"lr": 4e-3, "decay_share": 1.0, "ema_decay": 0.999}
+
 
 class MLPDenoiser(nn.Module):
     """Denoiser ``(x_t, t, cond) -> eps`` for vectors (B, dim): residual layers that see the time.
@@ -20,8 +25,9 @@ class MLPDenoiser(nn.Module):
     appendix D) and returns the eps that follows from it: at t near T an error in eps would be
     magnified by 1 / sqrt(alpha_bar_t) in x0_hat, an error in v is not.
 
-    It sees FAR tanh(x_t / FAR): beyond what it was trained on, v stays bounded, and a step of the
-    reverse process pulls back. Without, a rare far point could be pushed out without end.
+    It sees FAR tanh(x_t / FAR), and v is FAR tanh(. / FAR) of its last layer: where it was not
+    trained, a step of the reverse process pulls back. With the input alone bounded, some samples of
+    a model trained at a high learning rate still ran away.
 
     Args:
         dim: length of a vector, each of its coordinates of order 1.
@@ -50,7 +56,7 @@ class MLPDenoiser(nn.Module):
         h = self.embed(torch.cat([seen, time] + ([] if cond is None else [cond]), 1))
         for layer, of_time in zip(self.layers, self.time_to_layer, strict=True):
             h = h + layer(F.silu(h + of_time(time)))
-        v = self.out(F.silu(h))
+        v = FAR * (self.out(F.silu(h)) / FAR).tanh()
         alpha_bar = self.alpha_bar[t].to(x_t.dtype)[:, None]
         return (1 - alpha_bar).sqrt() * x_t + alpha_bar.sqrt() * v
 
