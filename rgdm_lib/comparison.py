@@ -49,16 +49,18 @@ from rgdm_lib.worlds.sampling import sampler_of
 SHARE = 10
 # evaluations: of the reward, of a whole run. more: factors of it that the chosen settings run with
 # beside 1: policy gradients may arrive later, the others need fewer. steps: gradient steps of a run
-# of those that have a pool. judged: points a judgement; draws: judgements of a run's end.
+# of those that have a pool. judged: points a judgement; draws: judgements of a run's end, tried: as
+# many in the search and at other sizes.
 PRESETS = {
     "quick": {"T": 20, "hidden": 16, "base": 60, "evaluations": 400, "steps": 20, "judged": 400,
-              "draws": 1, "more": (2,), "fewer": (0.5,), "values": 1, "seeds": 2, "rgdm_seeds": 2},
+              "draws": 2, "tried": 1, "more": (2,), "fewer": (0.5,), "values": 1, "seeds": 2,
+              "rgdm_seeds": 2},
     "laptop": {"T": 100, "hidden": 64, "base": 20_000, "evaluations": 20_000, "steps": 2500,
-               "judged": 10_000, "draws": 10, "more": (3,), "fewer": (1 / 4, 1 / 16), "values": 3,
-               "seeds": 3, "rgdm_seeds": 5},
+               "judged": 10_000, "draws": 10, "tried": 3, "more": (3,), "fewer": (1 / 4, 1 / 16),
+               "values": 3, "seeds": 3, "rgdm_seeds": 5},
     "full": {"T": 100, "hidden": 256, "base": 100_000, "evaluations": 20_000, "steps": 20_000,
-             "judged": 10_000, "draws": 10, "more": (3, 30), "fewer": (1 / 4, 1 / 16), "values": 3,
-             "seeds": 5, "rgdm_seeds": 5},
+             "judged": 10_000, "draws": 10, "tried": 3, "more": (3, 30), "fewer": (1 / 4, 1 / 16),
+             "values": 3, "seeds": 5, "rgdm_seeds": 5},
 }  # fmt: skip
 RATES = (1e-3, 3e-4, 3e-3)  # the middle first: quick takes one value of each
 FREE_RATES = (1e-4, 3e-5, 3e-4)  # without a KL nothing holds a policy: at 1e-3, a reward of 70
@@ -325,7 +327,13 @@ def _pretrained(preset: str, out: Path, diffusion: Diffusion, world: World) -> n
 
 
 def _run(
-    bench: _Bench, judge: Judge, method: str, setting: dict, evaluations: int, seed: int
+    bench: _Bench,
+    judge: Judge,
+    method: str,
+    setting: dict,
+    evaluations: int,
+    seed: int,
+    draws: int,
 ) -> dict:
     """One run and its curve: judged when evaluations have grown by half, well at the end."""
     torch.manual_seed(seed)
@@ -342,12 +350,12 @@ def _run(
         for stage in METHODS[method].run(bench, evaluations, **setting):
             if stage[1] < evaluations and (not curve or stage[1] >= 1.5 * curve[-1]["evaluations"]):
                 look(*stage)
-        look(*stage, draws=bench.size["draws"])
+        look(*stage, draws=draws)
     except (FloatingPointError, ValueError) as error:  # a setting that diverges is a finding
         failure = str(error)
     return {
         "method": method, "setting": setting, "evaluations": evaluations, "seed": seed,
-        "curve": curve, "failure": failure,
+        "draws": draws, "curve": curve, "failure": failure,
     }  # fmt: skip
 
 
@@ -414,26 +422,28 @@ def compare_rivals(preset: str, out: Path, method: str = "") -> Path:
     bench = _Bench(preset, _pretrained(preset, out, diffusion, world), diffusion, world)
     judge = Judge(world, size["judged"])
 
-    def run(name: str, setting: dict, seed: int, factor: float = 1) -> dict:
+    def run(name: str, setting: dict, seed: int, draws: int, factor: float = 1) -> dict:
         trains = METHODS[name].kind != "sample"
         evaluations = int(factor * size["evaluations"]) if trains else 0
         values = "_".join(f"{key}{value}" for key, value in sorted(setting.items()))
-        path = out / f"{name}_{values}_{evaluations}_seed{seed}.json"
-        return kept(path, lambda: _run(bench, judge, name, setting, evaluations, seed))
+        path = out / f"{name}_{values}_{evaluations}_seed{seed}_draws{draws}.json"
+        return kept(path, lambda: _run(bench, judge, name, setting, evaluations, seed, draws))
 
     def compare(name: str) -> dict[str, Any]:
         values = [v[: size["values"]] for v in METHODS[name].search.values()]
         settings = [dict(zip(METHODS[name].search, pair, strict=True)) for pair in product(*values)]
-        search = [run(name, setting, 0) for setting in settings]
+        search = [run(name, setting, 0, size["tried"]) for setting in settings]
         best = min(search, key=_score)["setting"]
         factors = {"pool": size["fewer"], "policy": size["more"], "sample": ()}[METHODS[name].kind]
         seeds = range(size["rgdm_seeds" if name == "rgdm" else "seeds"])
         return {
             "kind": METHODS[name].kind,
             "search": search,
-            "runs": [run(name, best, seed) for seed in seeds],
+            "runs": [run(name, best, seed, size["draws"]) for seed in seeds],
             "other_sizes": [
-                run(name, best, seed, f) for f in factors for seed in range(size["seeds"])
+                run(name, best, seed, size["tried"], factor)
+                for factor in factors
+                for seed in range(size["seeds"])
             ],
         }
 

@@ -98,7 +98,14 @@ def test_the_whole_comparison_runs_once_and_goes_on_where_it_stopped(tmp_path, m
         kind = comparison.METHODS[name].kind
         assert found["kind"] == kind
         assert [run["seed"] for run in found["runs"]] == [0, 1], name
-        assert found["runs"][0] in found["search"] and len(found["search"]) == 1
+        (tried,), first = found["search"], found["runs"][0]
+        assert tried["setting"] == first["setting"] and tried["seed"] == 0
+        assert [run["draws"] for run in found["runs"] + found["other_sizes"]] == (
+            [2, 2] + [1] * len(found["other_sizes"])
+        )
+        assert tried["draws"] == 1
+        assert tried["curve"][:-1] == first["curve"][:-1]  # the same run, better judged
+        assert tried["curve"][-1]["over_floor"] != first["curve"][-1]["over_floor"]
         assert found["runs"][0]["curve"] != found["runs"][1]["curve"]  # seeds differ
         for run in found["runs"]:
             last = run["curve"][-1]
@@ -111,7 +118,7 @@ def test_the_whole_comparison_runs_once_and_goes_on_where_it_stopped(tmp_path, m
     assert best[0]["reward"] > table["base"]["reward"] + 0.5
 
     before = path.read_bytes()
-    lost = next(tmp_path.glob("tilt_matching_*_400_seed1.json"))
+    lost = next(tmp_path.glob("tilt_matching_*_400_seed1_draws2.json"))
     kept = lost.read_text()
     lost.unlink()
     path.unlink()
@@ -181,9 +188,6 @@ def test_a_condition_on_a_constant_reward_is_zero_not_nan():
 
 
 def test_a_setting_that_diverges_is_recorded_and_not_chosen(judge):
-    class Bench:
-        size = {"draws": 2}
-
     def diverges(bench, evaluations, lr):
         yield 1, 100, WORLD.reference.sample
         raise FloatingPointError("the loss is nan")
@@ -197,7 +201,7 @@ def test_a_setting_that_diverges_is_recorded_and_not_chosen(judge):
     for seed, method in enumerate((diverges, holds, holds)):
         comparison.METHODS["trial"] = comparison.Method(method, {"lr": (0.1,)})
         try:
-            runs.append(comparison._run(Bench(), judge, "trial", {"lr": 0.1}, 600, seed))
+            runs.append(comparison._run(None, judge, "trial", {"lr": 0.1}, 600, seed, 2))
         finally:
             del comparison.METHODS["trial"]
     assert runs[0]["failure"] == "the loss is nan" and len(runs[0]["curve"]) == 1
