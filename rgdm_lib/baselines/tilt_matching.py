@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from rgdm_lib.diffusion import Denoiser, Diffusion
 from rgdm_lib.payoff import Draw, Sampler
 from rgdm_lib.rgdm import Round
+from rgdm_lib.schedules import draw_times
 from rgdm_lib.training import Trainer
 
 
@@ -40,7 +41,12 @@ def target(reference: Tensor, current: Tensor, noise: Tensor, weight: Tensor) ->
 
 
 def loss(
-    diffusion: Diffusion, denoiser: Denoiser, reference: Denoiser, x0: Tensor, weight: Tensor
+    diffusion: Diffusion,
+    denoiser: Denoiser,
+    reference: Denoiser,
+    x0: Tensor,
+    weight: Tensor,
+    times: Tensor | None = None,
 ) -> Tensor:
     """Squared error (B,) of the noise against ``target``, at one draw of (t, noise) a sample.
 
@@ -50,8 +56,10 @@ def loss(
         reference: the denoiser of the law of x0.
         x0: (B, ...) samples of the reference, valued or not.
         weight: (B,) exp(r / tau) over its mean; 0 without a value.
+        times: see ``Diffusion.loss``.
     """
-    t = torch.randint(1, diffusion.T + 1, (len(x0),)).to(x0.device)
+    n, even = len(x0), times is None
+    t = (torch.randint(1, diffusion.T + 1, (n,)) if even else draw_times(times, n)).to(x0.device)
     noise = diffusion.noise_like(x0)
     x_t = diffusion.q_sample(x0, t, noise)
     eps = denoiser(x_t, t, None)

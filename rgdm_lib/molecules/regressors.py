@@ -54,13 +54,35 @@ class Regressor(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:  # noqa: D102
-        positions, n = x[..., :3], x.shape[1]
-        others = 1 - torch.eye(n, dtype=x.dtype, device=x.device)[..., None]
+        return self._read(x[..., :3], self.embed(x[..., 3:]))
+
+    def _read(self, positions: Tensor, h: Tensor) -> Tensor:
+        """(B,) from positions and embedded features (B, N, hidden)."""
+        n = positions.shape[1]
+        others = 1 - torch.eye(n, dtype=positions.dtype, device=positions.device)[..., None]
         start = self.basis(_pairs(positions)[1])
-        h, e = self.embed(x[..., 3:]), x.new_zeros(len(x), n, n, self.edge)
+        e = positions.new_zeros(len(h), n, n, self.edge)
         for block in self.blocks:
             h, _, e = block(h, positions, e, start, self.basis, others)
         return self.out(h).mean((1, 2))
+
+
+class NoisyRegressor(Regressor):
+    """The same of a noisy molecule: ``(x_t, t) -> (B, 1)``, for guidance by a learned value.
+
+    It sees t / T and sqrt(1 - alpha_bar_t), as the denoiser does (`egnn.EGNN`).
+    """
+
+    def __init__(self, alpha_bar: Tensor, hidden: int, edge: int, layers: int, basis: int = 20):
+        super().__init__(hidden, edge, layers, basis)
+        self.register_buffer("alpha_bar", alpha_bar.clone(), persistent=False)
+        self.embed = nn.Linear(CHANNELS - 3 + 2, hidden)
+
+    def forward(self, x_t: Tensor, t: Tensor) -> Tensor:  # noqa: D102
+        level = torch.stack([t / (len(self.alpha_bar) - 1), (1 - self.alpha_bar[t]).sqrt()], -1)
+        known = level.to(x_t.dtype)[:, None].expand(-1, x_t.shape[1], -1)
+        h = self.embed(torch.cat([x_t[..., 3:], known], -1)).to(x_t.dtype)
+        return self._read(x_t[..., :3], h)[:, None]
 
 
 class Protocol:
