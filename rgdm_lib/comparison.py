@@ -50,7 +50,7 @@ SHARE = 10
 # evaluations: of the reward, of a whole run. more: factors of it that the chosen settings run with
 # beside 1: policy gradients may arrive later, the others need fewer. steps: gradient steps of a run
 # of those that have a pool. judged: points a judgement; draws: judgements of a run's end, tried: as
-# many in the search and at other sizes.
+# many in the search, at other sizes, and where seeds are nothing but more draws (kind "sample").
 PRESETS = {
     "quick": {"T": 20, "hidden": 16, "base": 60, "evaluations": 400, "steps": 20, "judged": 400,
               "draws": 2, "tried": 1, "more": (2,), "fewer": (0.5,), "values": 1, "seeds": 2,
@@ -334,8 +334,12 @@ def _run(
     evaluations: int,
     seed: int,
     draws: int,
+    on_the_way: bool = True,
 ) -> dict:
-    """One run and its curve: judged when evaluations have grown by half, well at the end."""
+    """One run and its curve: judged when evaluations have grown by half, well at the end.
+
+    Not ``on_the_way``: at the end only.
+    """
     torch.manual_seed(seed)
     curve: list[dict] = []
 
@@ -348,7 +352,8 @@ def _run(
     failure = None
     try:
         for stage in METHODS[method].run(bench, evaluations, **setting):
-            if stage[1] < evaluations and (not curve or stage[1] >= 1.5 * curve[-1]["evaluations"]):
+            due = not curve or stage[1] >= 1.5 * curve[-1]["evaluations"]
+            if on_the_way and due and stage[1] < evaluations:
                 look(*stage)
         look(*stage, draws=draws)
     except (FloatingPointError, ValueError) as error:  # a setting that diverges is a finding
@@ -422,28 +427,30 @@ def compare_rivals(preset: str, out: Path, method: str = "") -> Path:
     bench = _Bench(preset, _pretrained(preset, out, diffusion, world), diffusion, world)
     judge = Judge(world, size["judged"])
 
-    def run(name: str, setting: dict, seed: int, draws: int, factor: float = 1) -> dict:
-        trains = METHODS[name].kind != "sample"
-        evaluations = int(factor * size["evaluations"]) if trains else 0
+    def run(name: str, setting: dict, seed: int, factor: float = 1, tried: bool = False) -> dict:
+        kind = METHODS[name].kind
+        evaluations = int(factor * size["evaluations"]) if kind != "sample" else 0
+        draws = size["draws" if kind != "sample" and factor == 1 and not tried else "tried"]
         values = "_".join(f"{key}{value}" for key, value in sorted(setting.items()))
-        path = out / f"{name}_{values}_{evaluations}_seed{seed}_draws{draws}.json"
-        return kept(path, lambda: _run(bench, judge, name, setting, evaluations, seed, draws))
+        path = out / f"{name}_{values}_{evaluations}_seed{seed}{'_tried' if tried else ''}.json"
+        return kept(
+            path,
+            lambda: _run(bench, judge, name, setting, evaluations, seed, draws, not tried),
+        )
 
     def compare(name: str) -> dict[str, Any]:
         values = [v[: size["values"]] for v in METHODS[name].search.values()]
         settings = [dict(zip(METHODS[name].search, pair, strict=True)) for pair in product(*values)]
-        search = [run(name, setting, 0, size["tried"]) for setting in settings]
+        search = [run(name, setting, 0, tried=True) for setting in settings]
         best = min(search, key=_score)["setting"]
         factors = {"pool": size["fewer"], "policy": size["more"], "sample": ()}[METHODS[name].kind]
         seeds = range(size["rgdm_seeds" if name == "rgdm" else "seeds"])
         return {
             "kind": METHODS[name].kind,
             "search": search,
-            "runs": [run(name, best, seed, size["draws"]) for seed in seeds],
+            "runs": [run(name, best, seed) for seed in seeds],
             "other_sizes": [
-                run(name, best, seed, size["tried"], factor)
-                for factor in factors
-                for seed in range(size["seeds"])
+                run(name, best, seed, factor) for factor in factors for seed in range(size["seeds"])
             ],
         }
 

@@ -100,12 +100,12 @@ def test_the_whole_comparison_runs_once_and_goes_on_where_it_stopped(tmp_path, m
         assert [run["seed"] for run in found["runs"]] == [0, 1], name
         (tried,), first = found["search"], found["runs"][0]
         assert tried["setting"] == first["setting"] and tried["seed"] == 0
-        assert [run["draws"] for run in found["runs"] + found["other_sizes"]] == (
-            [2, 2] + [1] * len(found["other_sizes"])
-        )
-        assert tried["draws"] == 1
-        assert tried["curve"][:-1] == first["curve"][:-1]  # the same run, better judged
-        assert tried["curve"][-1]["over_floor"] != first["curve"][-1]["over_floor"]
+        assert [run["draws"] for run in found["runs"]] == [1 if kind == "sample" else 2] * 2
+        assert {run["draws"] for run in [tried, *found["other_sizes"]]} == {1}
+        assert len(tried["curve"]) == 1  # judged at its end only: the same end, with fewer draws
+        assert tried["curve"][0]["step"] == first["curve"][-1]["step"]
+        same = tried["curve"][0]["over_floor"] == first["curve"][-1]["over_floor"]
+        assert same == (kind == "sample")
         assert found["runs"][0]["curve"] != found["runs"][1]["curve"]  # seeds differ
         for run in found["runs"]:
             last = run["curve"][-1]
@@ -118,7 +118,7 @@ def test_the_whole_comparison_runs_once_and_goes_on_where_it_stopped(tmp_path, m
     assert best[0]["reward"] > table["base"]["reward"] + 0.5
 
     before = path.read_bytes()
-    lost = next(tmp_path.glob("tilt_matching_*_400_seed1_draws2.json"))
+    lost = next(tmp_path.glob("tilt_matching_*_400_seed1.json"))
     kept = lost.read_text()
     lost.unlink()
     path.unlink()
