@@ -844,6 +844,148 @@ my_forecast = float(np.exp(-((my_spread / my_tau) ** 2)))
 exercises.check("09.4", my_reward, my_tau, my_forecast)
 
 # %% [markdown]
+# ### Exercise 09.5: tilt or keep the sizes
+# Write `payoff_weights(reward, tau, sizes, keep)`: `reward` (n,) float64, finite; `sizes` (n,) integers. Return n weights that sum to 1:
+# with `keep` true those of this section, each size with the share it has; else $e^{r/\tau}$ over all samples, whatever their size.
+#
+# <details><summary>Hint 1</summary>
+#
+# Free: `torch.softmax(reward / tau, 0)`. Kept: the same for the samples of one size, times that size's share.
+#
+# <details><summary>Hint 2</summary>
+#
+# `for size in sizes.unique(): here = sizes == size`, and `here.double().mean()` is the share.
+#
+# </details>
+# </details>
+
+# %% tags=["exercise"]
+# Exercise 09.5
+def payoff_weights(reward, tau, sizes, keep):
+    """Return the payoff's weights (n,), sizes kept or tilted."""
+    # STUB: return None
+    ### BEGIN SOLUTION
+    if not keep:
+        return torch.softmax(reward / tau, 0)
+    weight = torch.zeros_like(reward)
+    for size in sizes.unique():
+        here = sizes == size
+        weight[here] = here.double().mean() * torch.softmax(reward[here] / tau, 0)
+    return weight
+    ### END SOLUTION
+
+# %% tags=["check"]
+exercises.check("09.5", payoff_weights)
+
+# %% [markdown]
+# ### When the reward is a guess
+# QED is computed. Many rewards are not: a property of a new molecule is the word of a network that learned from data. The payoff then follows
+# that *word*, mistakes included. Here is the smallest such network. Six numbers, fitted by least squares to the training
+# molecules, guess QED from how many atoms of each element there are.
+#
+# **Predict.** We tilt by the guess, colder and colder, sizes kept, and watch the true QED. Once on the training molecules, once on
+# the base model's samples. Does the true QED rise with the guess in both?
+
+# %%
+def element_counts(molecules):
+    """(n, 6): a one, then the number of atoms of each element."""
+    which = np.repeat(np.arange(len(molecules)), molecules.n_atoms)
+    per = [np.bincount(which[molecules.numbers == z], minlength=len(molecules)) for z in data.ELEMENTS]
+    return np.stack([np.ones(len(molecules)), *per], 1)
+
+
+of_train = train.subset(valued.numpy())
+slope = np.linalg.lstsq(element_counts(of_train), qed[valued].numpy(), rcond=None)[0]
+guesses, steps_down = {}, np.geomspace(0.9, 0.05, 12)
+for name in references:
+    has = torch.isfinite(pools[name].reward)
+    real, sizes = pools[name].reward[has].double(), pools[name].strata[has]
+    molecules = pools[name].x0.subset(has.numpy())
+    guess = torch.from_numpy(element_counts(molecules) @ slope)
+    weights = [payoff.log_weights(guess, payoff.temperature_for_ess(guess, share, sizes), strata=sizes).exp()
+               for share in steps_down]  # fmt: skip
+    guesses[name] = {"molecules": molecules, "real": real, "guess": guess, "weights": weights}
+    print(f"{name}: correlation of guess and QED {np.corrcoef(guess, real)[0, 1]:.2f}")
+
+# %%
+fig, axes = plt.subplots(1, 2, figsize=(10, 3.4), sharey=True)
+for ax, (name, found) in zip(axes, guesses.items(), strict=True):
+    for key, label in (("guess", "the guess"), ("real", "QED")):
+        means = [float(w @ found[key]) for w in found["weights"]]
+        ax.plot([1, *steps_down], [float(found[key].mean()), *means], "o-", ms=3, label=label)
+    ax.set(xscale="log", xlabel="ESS / samples with a value (colder to the right)", title=f"reference {name}")
+    ax.invert_xaxis()
+axes[0].set_ylabel("mean (QED)")
+axes[0].legend()
+run.figure(fig, "a_guess_hacked",
+           alt="Two panels against falling effective share. On the training molecules guess and QED rise together. On the base "
+               "model's samples the guess rises and QED falls.",
+           see="on the molecules it was fitted to, the guess looks like a fair reward; on a model's own samples it is hacked "
+               "from the first step on.")  # fmt: skip
+
+# %%
+near = int(np.argmin(abs(steps_down - 0.1)))  # an ESS of about 10 %
+moves = {}
+for name, found in guesses.items():
+    w = found["weights"][near]
+    moves[name] = [float(w @ found[key]) - float(found[key].mean()) for key in ("guess", "real")]
+    counts = element_counts(found["molecules"])[:, 1:]
+    nitrogens = counts[:, data.ELEMENTS.index(7)]
+    torch.manual_seed(0)
+    few = found["molecules"].subset(torch.multinomial(w, 1000, replacement=True).numpy())
+    before = found["molecules"].subset(np.linspace(0, len(counts) - 1, 1000).astype(int))
+    has_amine = [with_amine(metrics.smiles_edm(part)[0]) for part in (before, few)]
+    print(f"{name}, ESS {steps_down[near]:.0%}: the guess {moves[name][0]:+.4f}, QED {moves[name][1]:+.4f}; nitrogen atoms a molecule "
+          f"{nitrogens.mean():.2f} to {float(w @ torch.from_numpy(nitrogens)):.2f}, with an amine NH2 {has_amine[0]:.0%} to {has_amine[1]:.0%}")
+run.metric("qed_change_hacked_guess", moves["model"][1], "QED", len(guesses["model"]["real"]),
+           "change of mean QED when the base's samples are weighed by a guess of QED from element counts (least squares on the "
+           "training molecules), at an ESS of about 10 %, sizes kept")  # fmt: skip
+run.metric("guess_change_hacked_guess", moves["model"][0], "QED", len(guesses["model"]["real"]),
+           "change of the mean guess under the same weights")  # fmt: skip
+assert min(moves["data"]) > 0 and moves["model"][0] > 0.02 and moves["model"][1] < -0.01
+assert has_amine[1] > 1.5 * has_amine[0]
+
+# %% [markdown]
+# In QM9 molecules with nitrogen have a high QED, so the fit pays for nitrogen. The base model makes nitrogen of a kind that QM9 hardly has,
+# amines (above), whose QED is low. The fit has never seen enough of them to know. A tilt looks for exactly such samples: the guess is highest where it
+# is most wrong. That is **reward hacking**, and neither the guess, nor its error on the data, nor the ESS shows it. What shows it is a judge
+# that the reward was not made of: here QED itself, for a property a second network trained on other data, or a computation.
+#
+# ### Exercise 09.6: catch a hacked reward
+# Write `hacked_from(proxy, judge, taus)`: the reward that is tilted by and the judge's word on the same n samples, both (n,) float64, and falling
+# temperatures. Return the first temperature at which the judge's weighted mean is *below* that of the temperature before (for the first:
+# the plain mean), or 0 if it never is. No sizes.
+#
+# <details><summary>Hint 1</summary>
+#
+# The weights come from the proxy alone: `torch.softmax(proxy / tau, 0)`. The judge is only averaged with them.
+#
+# <details><summary>Hint 2</summary>
+#
+# Keep the last mean: `last = judge.mean()`, then go through `taus`.
+#
+# </details>
+# </details>
+
+# %% tags=["exercise"]
+# Exercise 09.6
+def hacked_from(proxy, judge, taus):
+    """Return the first temperature at which the judge's mean falls, or 0."""
+    # STUB: return None
+    ### BEGIN SOLUTION
+    last = float(judge.mean())
+    for tau in taus:
+        mean = float(torch.softmax(proxy / tau, 0) @ judge)
+        if mean < last:
+            return tau
+        last = mean
+    return 0
+    ### END SOLUTION
+
+# %% tags=["check"]
+exercises.check("09.6", hacked_from)
+
+# %% [markdown]
 # ## 4. Train toward the payoff
 #
 # **Question.** The weights are there. How does a network come to draw such molecules by itself?

@@ -1,4 +1,4 @@
-"""Checks of notebook 09: zero centre of mass, stability, a temperature, a reward of one's own."""
+"""Checks of notebook 09: centre of mass, stability, temperature, rewards, sizes, hacking."""
 
 import math
 
@@ -409,3 +409,188 @@ def _text():
 def _hardly_any_value():
     (my_reward, tau, share) = _foretold(_mass)
     return (lambda mol: my_reward(mol) if mol.GetNumHeavyAtoms() < 5 else math.nan, tau, share)
+
+
+_WEIGHED = torch.tensor([1, 3, 1, 1, 2], dtype=torch.float64)
+_SIZES = torch.tensor([5, 5, 5, 9, 9])
+
+
+def _kept(reward, tau, sizes, share):
+    """Weights within each size, times ``share`` of the samples' mask."""
+    weight = torch.zeros_like(reward)
+    for size in sizes.unique():
+        here = sizes == size
+        weight[here] = share(here) * torch.softmax(reward[here] / tau, 0)
+    return weight
+
+
+@exercise("09.5")
+def sizes_are_kept_or_tilted(payoff_weights):
+    """Weights in whole numbers; a size of one sample; rewards far from 0."""
+    reward, tau = 2 * _WEIGHED.log(), 2.0
+    free, equal = _WEIGHED / 8, _kept(reward, tau, _SIZES, lambda here: 0.5)
+    kept = _kept(reward, tau, _SIZES, lambda here: here.double().mean())
+    ones = _kept(reward, tau, _SIZES, lambda here: 1.0)
+    for keep, want, mistakes in (
+        (False, free, [(kept, "keep is false, and the sizes were kept"),
+                       (torch.softmax(reward * tau, 0), "rewards are divided by tau")]),
+        (True, kept, [(free, "keep is true, and the sizes were tilted"),
+                      (equal, "each size has the same share: it must keep its own, n_N / n"),
+                      (ones, "each size sums to 1: multiply by its share, n_N / n")]),
+    ):  # fmt: skip
+        got = as_tensor(payoff_weights(reward.clone(), tau, _SIZES.clone(), keep))
+        require(got.shape == (5,), f"it returns shape {tuple(got.shape)}: one weight a sample")
+        because = (
+            f"weights with keep = {keep}, exp(reward / tau) = 1, 3, 1, 1, 2, sizes 5, 5, 5, 9, 9"
+        )
+        require_close(got, want, because, mistakes=mistakes)
+    far = as_tensor(payoff_weights(reward + 3000, tau, _SIZES, True))
+    require(bool(torch.isfinite(far).all()), "exp overflows for rewards near 3000: use a softmax")
+    require_close(far, kept, "a constant added to all rewards changes nothing")
+
+
+@also_right("09.5")
+def _by_scatter():
+    def payoff_weights(reward, tau, sizes, keep):
+        weight = torch.exp((reward - reward.max()) / tau)
+        if not keep:
+            return weight / weight.sum()
+        _, which = sizes.unique(return_inverse=True)
+        total = torch.zeros(int(which.max()) + 1, dtype=torch.float64).index_add(0, which, weight)
+        count = torch.bincount(which).double()
+        return (weight / total[which]) * (count[which] / len(reward))
+
+    return (payoff_weights,)
+
+
+@wrong("09.5", "always free", says="the sizes were tilted")
+def _always_free():
+    return (lambda reward, tau, sizes, keep: torch.softmax(reward / tau, 0),)
+
+
+@wrong("09.5", "always kept", says="the sizes were kept")
+def _always_kept():
+    def weights(reward, tau, sizes, keep):
+        return _kept(reward, tau, sizes, lambda here: here.double().mean())
+
+    return (weights,)
+
+
+def _free_or(share):
+    def weights(reward, tau, sizes, keep):
+        return _kept(reward, tau, sizes, share) if keep else torch.softmax(reward / tau, 0)
+
+    return (weights,)
+
+
+@wrong("09.5", "equal shares", says="it must keep its own")
+def _equal_shares():
+    return _free_or(lambda here: 0.5)
+
+
+@wrong("09.5", "each size sums to 1", says="multiply by its share")
+def _sums_to_the_number_of_sizes():
+    return _free_or(lambda here: 1.0)
+
+
+@wrong("09.5", "times tau", says="divided by tau")
+def _times_tau():
+    return (lambda reward, tau, sizes, keep: torch.softmax(reward * tau, 0),)
+
+
+@wrong("09.5", "plain exp", says="exp overflows")
+def _plain_exp():
+    def weights(reward, tau, sizes, keep):
+        weight = torch.exp(reward / tau)
+        if not keep:
+            return weight / weight.sum()
+        return sum(
+            (sizes == n) * (sizes == n).double().mean() * weight / weight[sizes == n].sum()
+            for n in sizes.unique()
+        )
+
+    return (weights,)
+
+
+@exercise("09.6")
+def the_hacked_reward_is_caught(hacked_from):
+    """Normal proxies: under a tilt their mean is 1 / tau, and the judge's is known."""
+    points = (torch.arange(4001, dtype=torch.float64) + 0.5) / 4001
+    proxy = torch.special.ndtri(points)
+    bent = proxy - proxy.square() / 4  # mean m - (m^2 + 1) / 4 with m = 1 / tau: falls from m = 2
+    taus = [4.0, 2.0, 1.0, 0.5, 0.4, 0.3]
+    cases = (
+        ("the judge is the proxy itself: it never falls", proxy, 0.0),
+        ("the judge is minus the proxy: it falls at once", -proxy, 4.0),
+        ("the judge rises up to 1 / tau = 2 and falls beyond", bent, 0.4),
+        ("the judge knows nothing of the proxy's sign, only its size", proxy.square(), 0.0),
+    )
+    for because, judge, want in cases:
+        got = as_tensor(hacked_from(proxy.clone(), judge.clone(), list(taus)))
+        require(got.numel() == 1, f"its shape is {tuple(got.shape)}: return one temperature")
+        mistakes = (
+            []
+            if want == 0
+            else [
+                (float(taus.index(want)), "that is the place in the list: return the temperature"),
+                (
+                    0.5,
+                    "at that temperature it still rises: return the first at which it has fallen",
+                ),
+                (0.3, "compare with the temperature before, not with the plain mean"),
+            ]
+        )
+        require_close(got.sum(), want, because, mistakes=mistakes)
+
+
+def _first_fall(mean, against_before=True, answer=lambda taus, i: taus[i]):
+    """Answers that go through the temperatures: ``mean(proxy, judge, tau)``."""
+
+    def hacked_from(proxy, judge, taus):
+        last = judge.mean()
+        for i, tau in enumerate(taus):
+            if mean(proxy, judge, tau) < last:
+                return answer(taus, i)
+            last = mean(proxy, judge, tau) if against_before else last
+        return 0
+
+    return (hacked_from,)
+
+
+def _weighted_mean(proxy, judge, tau):
+    return torch.softmax(proxy / tau, 0) @ judge
+
+
+@also_right("09.6")
+def _all_means_first():
+    def hacked_from(proxy, judge, taus):
+        means = [float(judge.mean()), *(float(_weighted_mean(proxy, judge, t)) for t in taus)]
+        falls = [t for t, a, b in zip(taus, means[:-1], means[1:], strict=True) if b < a]
+        return torch.tensor(falls[0] if falls else 0.0)
+
+    return (hacked_from,)
+
+
+@wrong("09.6", "against the plain mean", says="not with the plain mean")
+def _against_the_plain_mean():
+    return _first_fall(_weighted_mean, against_before=False)
+
+
+@wrong("09.6", "the index", says="return the temperature")
+def _the_index():
+    return _first_fall(_weighted_mean, answer=lambda taus, i: i)
+
+
+@wrong("09.6", "the last good one", says="it still rises")
+def _the_last_good_one():
+    return _first_fall(_weighted_mean, answer=lambda taus, i: taus[max(i - 1, 0)])
+
+
+@wrong("09.6", "tilted by the judge", says="it falls at once")
+def _tilted_by_the_judge():
+    return _first_fall(lambda proxy, judge, tau: _weighted_mean(judge, judge, tau))
+
+
+@wrong("09.6", "times tau", says="the judge")
+def _tilted_times_tau():
+    return _first_fall(lambda proxy, judge, tau: torch.softmax(proxy * tau, 0) @ judge)
