@@ -897,6 +897,7 @@ def element_counts(molecules):
 of_train = train.subset(valued.numpy())
 slope = np.linalg.lstsq(element_counts(of_train), qed[valued].numpy(), rcond=None)[0]
 guesses, steps_down = {}, np.geomspace(0.9, 0.05, 12)
+print("QED for each atom:", ", ".join(f"{data.SYMBOLS[z]} {b:+.4f}" for z, b in zip(data.ELEMENTS, slope[1:], strict=True)))
 for name in references:
     has = torch.isfinite(pools[name].reward)
     real, sizes = pools[name].reward[has].double(), pools[name].strata[has]

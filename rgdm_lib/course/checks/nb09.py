@@ -463,6 +463,21 @@ def _by_scatter():
     return (payoff_weights,)
 
 
+@also_right("09.5")
+def _sample_by_sample():
+    def payoff_weights(reward, tau, sizes, keep):
+        reward, sizes = reward.numpy(), sizes.numpy()
+        weight = np.exp((reward - reward.max()) / tau)
+        groups = (
+            [sizes == size for size in sizes] if keep else [np.ones(len(sizes), bool)] * len(sizes)
+        )
+        return [
+            w / weight[group].sum() * group.mean() for w, group in zip(weight, groups, strict=True)
+        ]
+
+    return (payoff_weights,)
+
+
 @wrong("09.5", "always free", says="the sizes were tilted")
 def _always_free():
     return (lambda reward, tau, sizes, keep: torch.softmax(reward / tau, 0),)
@@ -517,29 +532,23 @@ def the_hacked_reward_is_caught(hacked_from):
     """Normal proxies: under a tilt their mean is 1 / tau, and the judge's is known."""
     points = (torch.arange(4001, dtype=torch.float64) + 0.5) / 4001
     proxy = torch.special.ndtri(points)
-    bent = proxy - proxy.square() / 4  # mean m - (m^2 + 1) / 4 with m = 1 / tau: falls from m = 2
-    taus = [4.0, 2.0, 1.0, 0.5, 0.4, 0.3]
+    bent = proxy - proxy.square() / 2  # mean m - (m^2 + 1) / 2 with m = 1 / tau: falls from m = 1
+    taus = [4.0, 2.0, 1.0, 0.6, 0.4, 0.3]
     cases = (
         ("the judge is the proxy itself: it never falls", proxy, 0.0),
         ("the judge is minus the proxy: it falls at once", -proxy, 4.0),
-        ("the judge rises up to 1 / tau = 2 and falls beyond", bent, 0.4),
+        ("the judge rises up to tau = 1 and falls beyond", bent, 0.6),
         ("the judge knows nothing of the proxy's sign, only its size", proxy.square(), 0.0),
     )
     for because, judge, want in cases:
         got = as_tensor(hacked_from(proxy.clone(), judge.clone(), list(taus)))
         require(got.numel() == 1, f"its shape is {tuple(got.shape)}: return one temperature")
-        mistakes = (
-            []
-            if want == 0
-            else [
-                (float(taus.index(want)), "that is the place in the list: return the temperature"),
-                (
-                    0.5,
-                    "at that temperature it still rises: return the first at which it has fallen",
-                ),
-                (0.3, "compare with the temperature before, not with the plain mean"),
-            ]
-        )
+        index = float(taus.index(want)) if want else math.nan
+        mistakes = [
+            (index, "that is the place in the list: return the temperature"),
+            (1.0, "at that temperature it still rises: return the first at which it has fallen"),
+            (0.4, "compare with the temperature before, not with the plain mean"),
+        ]
         require_close(got.sum(), want, because, mistakes=mistakes)
 
 
@@ -567,6 +576,21 @@ def _all_means_first():
         means = [float(judge.mean()), *(float(_weighted_mean(proxy, judge, t)) for t in taus)]
         falls = [t for t, a, b in zip(taus, means[:-1], means[1:], strict=True) if b < a]
         return torch.tensor(falls[0] if falls else 0.0)
+
+    return (hacked_from,)
+
+
+@also_right("09.6")
+def _in_numpy():
+    def hacked_from(proxy, judge, taus):
+        proxy, judge = np.asarray(proxy), np.asarray(judge)
+        last = np.mean(judge)
+        for tau in taus:
+            mean = np.average(judge, weights=np.exp((proxy - proxy.max()) / tau))
+            if mean < last:
+                return np.float64(tau)
+            last = mean
+        return 0.0
 
     return (hacked_from,)
 
