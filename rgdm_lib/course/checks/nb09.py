@@ -536,14 +536,14 @@ def the_hacked_reward_is_caught(hacked_from):
     taus = [4.0, 2.0, 1.0, 0.6, 0.4, 0.3]
     cases = (
         ("the judge is the proxy itself: it never falls", proxy, 0.0),
-        ("the judge is minus the proxy: it falls at once", -proxy, 4.0),
         ("the judge rises up to tau = 1 and falls beyond", bent, 0.6),
+        ("the judge is minus the proxy: it falls at once", -proxy, 4.0),
         ("the judge knows nothing of the proxy's sign, only its size", proxy.square(), 0.0),
     )
     for because, judge, want in cases:
         got = as_tensor(hacked_from(proxy.clone(), judge.clone(), list(taus)))
         require(got.numel() == 1, f"its shape is {tuple(got.shape)}: return one temperature")
-        index = float(taus.index(want)) if want else math.nan
+        index = float(taus.index(want)) if want == 0.6 else math.nan
         mistakes = [
             (index, "that is the place in the list: return the temperature"),
             (1.0, "at that temperature it still rises: return the first at which it has fallen"),
@@ -610,11 +610,11 @@ def _the_last_good_one():
     return _first_fall(_weighted_mean, answer=lambda taus, i: taus[max(i - 1, 0)])
 
 
-@wrong("09.6", "tilted by the judge", says="it falls at once")
+@wrong("09.6", "tilted by the judge", says="rises up to tau = 1")
 def _tilted_by_the_judge():
     return _first_fall(lambda proxy, judge, tau: _weighted_mean(judge, judge, tau))
 
 
-@wrong("09.6", "times tau", says="the judge")
+@wrong("09.6", "times tau", says="it never falls")
 def _tilted_times_tau():
     return _first_fall(lambda proxy, judge, tau: torch.softmax(proxy * tau, 0) @ judge)
