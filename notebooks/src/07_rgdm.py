@@ -728,8 +728,6 @@ run.figure(fig, "reward_kl_plane",
 # - a **rare mode** with a thousandth of the reference, at the temperature where it gets half of the payoff.
 #
 # `experiment worlds-rgdm` trains a network on each reference, then RGDM: 20,000 rewards (50,000 for the rare mode). Its table ships.
-# (It is of before the steps of the sampler were made short at little noise, section 2: even ones, 400. That the
-# ring's mean reward at 10 % is 0.009 too low is what section 2 predicts: 0.057 of the way, which is 0.144, is 0.008.)
 #
 # **Predict.** Which of the three will be furthest off, and is it RGDM that is to blame?
 
@@ -944,9 +942,8 @@ for name, method in rivals.items():
           f"{m:>10.3f} ({m_low:.3f} to {m_high:.3f})")
 
 # %% [markdown]
-# The distance is the one of section 7, on fewer points (which makes the floor higher and the numbers lower). In
-# brackets: the least and the largest of the seeds. The first two lines are what to aim at: a mean reward *above* the exact
-# one is as wrong as one below. No line is set in bold because its reward is high.
+# The distance is the one of section 7. In brackets: the least and the largest of the seeds. The first two lines are what to aim at: a mean
+# reward *above* the exact one is as wrong as one below. No line is set in bold because its reward is high.
 #
 # Here is the search. Read it before you trust a line above: a method whose numbers differ by a factor of
 # ten needs someone to tune it, and here the exact answer did the tuning, which nobody has outside of a world like this.
@@ -976,7 +973,7 @@ assert {len(method["search"]) for method in rivals.values() if method["kind"] !=
 
 # %% [markdown]
 # Most winners lie at an edge, RGDM's both. An edge can be harmless: `scale` = 1 and `cold` = 1 of `conditional` are the values theory
-# asks for, and RGDM's nine numbers hardly differ. It can also hide something: `best_of_n`, `best_child` and `bounded` were still getting better.
+# asks for, and RGDM's nine numbers hardly differ. It can also hide something: `best_of_n` and `best_child` were still getting better.
 
 # %% [markdown]
 # ### How many rewards does it take?
@@ -1059,7 +1056,7 @@ run.metric("sw_over_floor_mixture8d_value_guidance", worst_value, "1", judged_on
 of_particles, of_tilt, of_ddpo, of_ddpo_kl = (
     at_end(rivals[name]["runs"], "over_floor")[0] for name in ("particles", "tilt_matching", "ddpo", "ddpo_kl"))
 # what the text below says
-assert max(of_value, of_particles) < mean < min(of_tilt, of_ddpo / 3) and abs(of_ddpo_kl - mean) < 0.2
+assert of_particles < mean < min(of_value, of_tilt, of_ddpo_kl, of_ddpo / 5)
 for name in ("rgdm", "ddpo", "ddpo_kl"):
     run.metric(f"mode_l1_{name}", at_end(rivals[name]["runs"], "mode_l1")[2], "1", judged_on,
                f"L1 distance of the mode weights of {name}'s samples to the exact ones, minus that of exact samples, "
@@ -1069,25 +1066,21 @@ for name in ("rgdm", "ddpo", "ddpo_kl"):
 with torch.random.fork_rng():
     torch.manual_seed(0)  # the judge's chance is not this run's
     exact8 = known.mixture8d_world().exact(table["share"])
-    judge = [np.mean([metrics.mode_l1(exact8.sample(judged_on), exact8) for _ in range(table["draws"])]) for _ in range(40)]
-print(f"exact samples, {POINTS}: L1 of their mode weights {np.mean(judge):.3f}, which is taken off below; "
-      f"standard deviation {np.std(judge):.3f}")  # fmt: skip
+    judge = [metrics.mode_l1(exact8.sample(judged_on), exact8) for _ in range(40)]
+chance = float(np.std(judge)) / table["draws"] ** 0.5
+print(f"exact samples, {judged_on:,} points: L1 of their mode weights {np.mean(judge):.3f}, which is taken off below; "
+      f"standard deviation of a mean of {table['draws']} draws {chance:.4f}")  # fmt: skip
 print(f"rgdm, seed by seed (the exact mean reward is {table['exact_reward']:.2f}):")
-for one in of_rgdm:
-    last = one["curve"][-1]
-    print(f"  seed {one['seed']}: mode weights {last['mode_l1']:.3f}, mean reward {last['reward']:.3f}, KL {last['kl']:.2f}")
 lasts = [one["curve"][-1] for one in of_rgdm]
-off_most = max(lasts, key=lambda last: last["mode_l1"])
-assert sum(last["mode_l1"] > 0.03 for last in lasts) == 1 and sum(last["mode_l1"] < 0.021 for last in lasts) == 4
-assert 0.033 < off_most["mode_l1"] < 0.034 and off_most["mode_l1"] - 0.03 < np.std(judge)
-assert off_most["reward"] == min(last["reward"] for last in lasts) and off_most["kl"] == min(last["kl"] for last in lasts)
+for one, last in zip(of_rgdm, lasts, strict=True):
+    print(f"  seed {one['seed']}: {last['over_floor']:.2f} floors, mode weights {last['mode_l1']:.3f}, "
+          f"mean reward {last['reward']:.3f}, KL {last['kl']:.2f}")  # fmt: skip
+assert max(last["mode_l1"] for last in lasts) < 0.02 and chance < 0.002
+assert all(last["reward"] < table["exact_reward"] for last in lasts)
 
 # %% [markdown]
-# **A claim that fails.** The mode weights were to be right within 0.03 for every seed, and one of five misses it, at 0.033. The miss is
-# less than what the judge's own chance moves such a number by (4,000 points a draw, three draws: the standard deviation above). But that
-# seed is not like the other four, which are at about 0.02 or less: it also has the lowest mean reward and the lowest KL of the five, so it
-# stopped a little short of the payoff. RGDM learns the shares of the modes from a finite number of effective samples, and here they fell
-# short. The bound stays as it was.
+# The mode weights of every seed are right within 0.02 (asked: 0.03). They are not exact: the judge's own chance is ten times smaller. RGDM
+# learns the shares of the modes from a finite number of effective samples. Each seed's mean reward is a little below the payoff's, too.
 
 # %%
 def end_at(name, evaluations):
@@ -1106,30 +1099,37 @@ for name, (d, low, high) in sorted(ends.items(), key=lambda one: one[1][0]):
     print(f"{name:<16}{d:>11.2f}{f'{low:.2f} to {high:.2f}':>16}{fewer}{ratio:>26}")
 # what the text below says
 assert ends["particles"][2] < least  # its worst seed is nearer than RGDM's best
-assert ends["value_guidance"][0] < mean and ends["value_guidance"][2] > least  # nearer in the mean; the seeds overlap
 assert needs["value_guidance"] == [(1250, True)] * 3  # every pool of 1,250
-assert end_at("rgdm", 5000) < end_at("tilt_matching", 5000) < end_at("rgdm", 5000) + 0.3
-assert end_at("value_guidance", 1250) < end_at("conditional", 1250) < end_at("tilt_matching", 1250) < end_at("rgdm", 1250) / 2
+assert end_at("value_guidance", 1250) < 0.6 * end_at("rgdm", 1250)
+by_seed = [sorted(one["curve"][-1]["over_floor"] for one in rivals["value_guidance"][part] if one["evaluations"] in (1250, 20_000))
+           for part in ("runs", "other_sizes")]  # fmt: skip
+print("value guidance, seed by seed, at 20,000 and at 1,250:", *(", ".join(f"{d:.1f}" for d in part) for part in by_seed), sep="  ")
+assert max(by_seed[0]) > max(by_seed[1]) and by_seed[0][1] < min(by_seed[1])  # two seeds nearer, one farther than any
+assert end_at("value_guidance", 1250) < end_at("tilt_matching", 1250) < end_at("conditional", 1250) < end_at("rgdm", 1250)
+assert end_at("rgdm", 5000) < min(end_at("tilt_matching", 5000), end_at("conditional", 5000))
 assert median("tilt_matching")[0] < median("rgdm")[0] < median("conditional")[0]
-assert ends["reinforce"][0] < mean and all(abs(ends[name][0] - mean) < 0.1 for name in ("reinforce", "ddpo_kl", "conditional"))
-assert 4 < median("reinforce")[0] / median("rgdm")[0] < median("ddpo_kl")[0] / median("rgdm")[0] < 5
+assert all(abs(ends[name][0] - mean) < 0.1 for name in ("reinforce", "conditional"))
+print(f"at 60,000: ddpo_kl {end_at('ddpo_kl', 60_000):.2f} floors, reinforce {end_at('reinforce', 60_000):.2f}")
+assert end_at("ddpo_kl", 60_000) < least < end_at("reinforce", 60_000)
+assert 3 < median("reinforce")[0] / median("rgdm")[0] < median("ddpo_kl")[0] / median("rgdm")[0] < 5
 
 # %% [markdown]
 # **Where a rival wins.** More do than the final distance shows.
 #
 # - *Particles* get nearest, with no training at all: their worst seed is nearer than RGDM's best. The price is a hundred rewards for each
 #   sample, every time, and points that come twice.
-# - A *learned soft value* ends nearer than RGDM in the mean (the seeds overlap), and needs fewer rewards: every pool of 1,250 was enough, where
-#   RGDM, with the four rounds that were best at 20,000, fails. It has only a scalar function to learn, $V_t$, whose gradient
-#   is added to a score that is already good; RGDM learns all modes anew from some effective samples. Its price: two
+# - A *learned soft value* needs the fewest rewards: every pool of 1,250 was enough, where RGDM, with the four rounds that were best at
+#   20,000, is twice as far away. It has only a scalar function to learn, $V_t$, whose gradient
+#   is added to a score that is already good; RGDM learns all modes anew from some effective samples. With 20,000 rewards two of its
+#   three seeds are as near as RGDM's, and one is farther away than any with 1,250: it is not steady. Its price: two
 #   networks and a gradient in every step of the sampler, for ever, and a scale that must be 1 (see the search).
-# - *Tilt matching* gets to 95 % of the gap with two thirds of RGDM's rewards, by the median of three seeds that lie far apart. With 1,250 it is at less
-#   than half of RGDM's distance. With 5,000 and more RGDM is nearer.
-# - A network that *reads the reward* is nearer at 1,250, too, and ends as near, if the rewards to ask for are drawn from the payoff's own
+# - *Tilt matching* gets to 95 % of the gap with two thirds of RGDM's rewards, by the median of three seeds that lie far apart, and is a
+#   little nearer with 1,250. With 5,000 and more RGDM is nearer.
+# - A network that *reads the reward* ends as near, if the rewards to ask for are drawn from the payoff's own
 #   (`cold` = 1) and nothing is added (`scale` = 1): the payoff distribution is the same conditional law under other rewards. A `scale` of
-#   1.5 costs half a floor, 3 more than two floors; asked for the best reward (`cold` = 10) it is far away, see the search.
-# - *Policy gradients with the price of the KL*, its whole gradient included, aim at the payoff too and end as near: `reinforce` a little
-#   nearer, `ddpo_kl` a little further. They need four to five times RGDM's rewards.
+#   1.5 costs almost a floor, 3 three floors; asked for the best reward (`cold` = 10) it is far away, see the search.
+# - *Policy gradients with the price of the KL*, its whole gradient included, aim at the payoff too. They need three to five times RGDM's
+#   rewards to get near. With 60,000 DDPO's is nearer than RGDM with 20,000: each round's samples are new, a pool's chance stays.
 #
 # Of all methods that train, those that end within 0.2 floors of RGDM cannot be told from it by three seeds. RGDM's result is an
 # ordinary model: one network, the same sampler, no reward and no gradient at sampling time. So is that of tilt matching and of the policy
@@ -1140,7 +1140,7 @@ scales = {one["setting"]["scale"]: one["curve"][-1]["over_floor"]
           for one in rivals["conditional"]["search"] if one["setting"]["cold"] == 1}  # fmt: skip
 coldest = [one["curve"][-1]["over_floor"] for one in rivals["conditional"]["search"] if one["setting"]["cold"] == 10]
 print("conditional, cold 1, by scale:", {scale: round(d, 1) for scale, d in scales.items()}, f"cold 10: {min(coldest):.0f} or more")
-assert 0.4 < scales[1.5] - scales[1.0] < 0.6 and 2 < scales[3.0] - scales[1.0] < 3 and min(coldest) > 20
+assert 0.6 < scales[1.5] - scales[1.0] < 1 and 2.5 < scales[3.0] - scales[1.0] < 3.5 and min(coldest) > 20
 asked = 10  # the claim's bound: ten times RGDM's rewards
 print(f"rewards over RGDM's, best tuned DDPO: {median(best_ddpo)[0] / median('rgdm')[0]:.1f} (asked: at least {asked})")
 assert median(best_ddpo)[0] / median("rgdm")[0] < asked
@@ -1150,36 +1150,34 @@ for name, other in (("reinforce", "n"), ("ddpo_kl", "clip_ratio")):
         last, rate = one["curve"][-1], one["setting"]["lr"] / chosen["lr"]
         if one["setting"][other] == chosen[other]:
             print(f"  {name}, {rate:.1f} of the best rate: {last['over_floor']:.1f} floors, mean reward {last['reward']:.2f}")
-            if rate < 0.9:
-                assert last["over_floor"] > 10 and last["reward"] < 0.6 * table["exact_reward"]
+            if 0.2 < rate < 0.9:
+                assert last["over_floor"] > 10 and last["reward"] < 0.8 * table["exact_reward"]
             if rate > 1.1:
-                assert last["over_floor"] > 9 and last["reward"] > 1.2 * table["exact_reward"]
-twenty = next(one for one in rivals["reinforce"]["search"] if one["setting"] == {"lr": 3e-4, "n": 20})
-print(f"  reinforce, 20 paths a step, 0.3 of the best rate: {twenty['curve'][-1]['over_floor']:.1f} floors")
+                assert last["over_floor"] > 7 and last["reward"] > 1.1 * table["exact_reward"]
 of_search = [one["curve"][-1]["over_floor"] for one in rivals["rgdm"]["search"]]
 print(f"  rgdm, all nine: {min(of_search):.1f} to {max(of_search):.1f} floors")
-assert max(of_search) < 2.1
+assert max(of_search) < 2.3
 
 # %%
 around = []  # the judged points just below and just above the payoff's mean reward
-for one in rivals["ddpo"]["runs"] + rivals["ddpo"]["other_sizes"]:
+for one in rivals["ddpo"]["other_sizes"]:
     above = next(i for i, point in enumerate(one["curve"]) if point["reward"] > table["exact_reward"])
     around += one["curve"][above - 1:above + 1]
 print("ddpo, L1 of mode weights around the payoff's mean reward:",
       f"{min(p['mode_l1'] for p in around):.2f} to {max(p['mode_l1'] for p in around):.2f};",
       f"at 60,000 rewards its mean reward is {at_end(rivals['ddpo']['other_sizes'], 'reward')[0]:.1f}")  # fmt: skip
-assert min(p["mode_l1"] for p in around) > 0.3
+assert min(p["mode_l1"] for p in around) > 0.3 and at_end(rivals["ddpo"]["other_sizes"], "reward")[1] > 5 * table["exact_reward"]
 
 # %% [markdown]
 # **Where RGDM wins.** Against DDPO as published, by far: its reward passes the payoff's and goes on, for nothing in its
 # objective holds it; and when its mean reward is right, its modes are not. It has moved all of them: a gradient
-# moves what is there, weights choose between modes. Against iterated weights, because its target stays. A little
-# against tilt matching from 5,000 rewards on, whose few far samples show in its KL, below. And against bounded weights, which have a section of
+# moves what is there, weights choose between modes. Against iterated weights, because its target stays. Against a learned value and tilt
+# matching at 20,000 rewards, in the mean: their seeds lie further apart than RGDM's. And against bounded weights, which have a section of
 # their own below.
 #
 # **Where we expected more.** We had guessed that the best tuned DDPO needs ten times RGDM's rewards. It needs five times, and that claim fails.
 # What policy gradients need is the right step: with a third of it, and the rest as chosen, they are more than ten floors away at
-# 20,000, with three times of it they pass by. (With 20 paths a step in place of 50 a third of it is nine floors away.) RGDM hardly depends on
+# 20,000, with three times of it DDPO's passes by. (The best step of `reinforce` is the largest that was tried.) RGDM hardly depends on
 # its settings.
 #
 # ### Bounded weights: a second form that is not adopted
@@ -1220,20 +1218,19 @@ print("bounded, KL by rounds and rate at 20,000 rewards:")
 by_setting = {(one["setting"]["rounds"], one["setting"]["lr"]): one["curve"][-1]["kl"] for one in rivals["bounded"]["search"]}
 for k in (10, 20, 40):
     print(f"  {k} rounds: " + ", ".join(f"{by_setting[k, lr]:.1f} at {lr:g}" for lr in (3e-4, 1e-3, 3e-3)))
-    assert by_setting[k, 3e-4] < by_setting[k, 1e-3] < by_setting[k, 3e-3]
 for lr in (3e-4, 1e-3, 3e-3):
     assert by_setting[10, lr] < by_setting[20, lr] < by_setting[40, lr]
 for one in of_bounded:  # the KL grows from one look to the next
     assert all(a["kl"] < b["kl"] for a, b in zip(one["curve"], one["curve"][1:], strict=False))
-    assert 4 < one["curve"][-1]["kl"] < 6 and one["curve"][-1]["reward"] < 0.35
+    assert 1 < one["curve"][-1]["kl"] < 2 and one["curve"][-1]["reward"] < 0.4
 assert closed < 1e-3 and below < 1e-3 and all(end_at("bounded", n) > 3 * end_at("rgdm", n) for n in (5000, 1250)) and ends["bounded"][0] > 10 * mean
 
 # %% [markdown]
-# It is slow, *and* it wanders off. Slow: where the payoff has its mass, a round closes less than a thousandth of the gap, so forty rounds
+# It is slow, *and* it wanders off. Slow: where the payoff has its mass, a round closes less than a thousandth of the gap, so twenty rounds
 # are far too few. The large factor that no weight shows is in the number of rounds. That alone would leave it near the base. But its
-# samples are 4 to 6 nats away, for a mean reward that can be had for some hundredths: each round fits anew, with few steps on few samples,
+# samples are 1.4 to 2 nats away, for a mean reward that can be had for some hundredths: each round fits anew, with few steps on few samples,
 # and what a fit gets wrong is pulled back by no more than that same share. So errors add up from round to round. The KL grows at every
-# look, with the number of rounds and with the learning rate. The pool of all rounds has its target from the first round on.
+# look, and with the number of rounds. The pool of all rounds has its target from the first round on.
 #
 # So bounded weights win at no size of this table, and they are *not* adopted: `rgdm.fit` has no such option. (Whether thousands of
 # rounds with a better fit would get there, the table does not say. They would cost thousands of draws.)
@@ -1368,8 +1365,7 @@ run.metric("reward_lost_after_best_scaled_advantages", history[top] - history[to
 # - Several rounds need weights back to the *same* target: reference over mixture of all models, by exact
 #   path log-probabilities. Without them the temperature falls with every round.
 # - Closeness to the payoff is the goal, not reward: a share of the reward gap above 1 is an error too.
-# - RGDM is not the best at everything: particles and a learned soft value get nearer, the latter with fewer rewards, and make each sample
-#   dearer.
+# - RGDM is not the best at everything: particles get nearer, a learned soft value needs fewer rewards, and both make each sample dearer.
 
 # %% [markdown]
 # ## Results
@@ -1406,5 +1402,5 @@ run.finish()
 # %% [markdown]
 # ## Next
 #
-# [09 · Molecules](09_molecules.ipynb): the same weights and the same loss on a model of real molecules, with
-# drug-likeness computed by RDKit as the reward.
+# [08 · Point clouds](08_point_clouds.ipynb): the same weights and the same loss on 3-D shapes, rewarded for a class and for standing. Then
+# [09 · Molecules](09_molecules.ipynb): real molecules, with drug-likeness computed by RDKit as the reward.
