@@ -999,9 +999,9 @@ ax.axhline(table["exact_denoiser"]["over_floor"], color="k", lw=0.8, label="exac
 ax.set(xscale="log", yscale="log", xlabel="reward evaluations", ylabel="distance (floors)")
 ax.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
 run.figure(fig, "rewards_needed",
-           alt="Distance in floors against reward evaluations, both logarithmic. Value guidance is near the black line of "
-               "the exact denoiser at every size; RGDM comes down to it between 1,250 and 5,000; the policy "
-               "gradients, dashed, start at 30 floors; those with a KL come down by 20,000, DDPO's turns back up.",
+           alt="Distance in floors against reward evaluations, both logarithmic. Value guidance is below 3 floors at every size; "
+               "RGDM comes down from 5 to the black line's neighbourhood between 1,250 and 5,000; the policy gradients, dashed, start "
+               "at 40 floors; those with a KL come down by 20,000, DDPO's turns and climbs to hundreds.",
            see="few rewards favour a learned value, some thousand are enough for RGDM; a policy gradient spends its "
                "rewards on paths it may use only once, and without a price on the KL it passes by.")
 
@@ -1237,7 +1237,7 @@ assert closed < 1e-3 and below < 1e-3 and all(end_at("bounded", n) > 3 * end_at(
 #
 # ### All of them in the reward-KL plane
 # The frontier is exact here. The KL of each method's samples to the exact reference is estimated from distances to
-# neighbours. The base model is not at 0, for its tails are not quite the mixture's; so all points that come from it carry about that
+# neighbours. The base model is not quite at 0, for its tails are not the mixture's; so all points that come from it carry about that
 # much to the right. `particles` has no point: resampled particles come twice, a distance to the nearest neighbour is then 0, and
 # the estimate has no value. Its mean reward is in the table above.
 
@@ -1264,12 +1264,12 @@ axes[0].plot([1.3, 2.1, 2.1, 1.3, 1.3], [1.7, 1.7, 2.1, 2.1, 1.7], color="0.6", 
 axes[1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
 run.figure(fig, "rivals_plane",
            alt="Two panels of mean reward against KL, the right one an enlargement: the exact frontier and a star on it for the exact "
-               "payoff. RGDM, value guidance, the network that reads the reward and the policy gradients with a KL lie by the star, "
-               "and so does the gradient of the reward; best of n and tilt matching to the right of it; the best child on the "
-               "frontier at the lower left, iterated weights near it at the upper right; bounded weights far to the right at the "
-               "bottom, DDPO without a KL furthest to the right.",
+               "payoff. RGDM is the nearest to the star; the policy gradients with a KL and the network that reads the reward lie "
+               "around it, value guidance and the gradient of the reward above, best of n and tilt matching to the right of it; "
+               "the best child on the frontier at the lower left, iterated weights near it at the upper right; bounded weights "
+               "at the bottom, DDPO without a KL furthest to the right.",
            see="what lies on the frontier away from the star is a payoff of another temperature; what lies below it pays "
-               "nats for nothing. By the star is not yet at the payoff: the reward's gradient is, and is four floors away.")
+               "nats for nothing.")
 print("no KL, points coincide:", "; ".join(without))
 assert [one.split()[0] for one in without] == ["particles"]
 
