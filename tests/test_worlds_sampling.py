@@ -38,3 +38,12 @@ def test_a_network_gone_astray_keeps_its_samples_near():
     assert float(v.abs().max()) == pytest.approx(FAR, rel=1e-3)
     x = sampling.sampler_of(diffusion, net, 2)(500)
     assert float(x.abs().max()) < 3 * FAR
+
+
+def test_fine_steps_are_those_of_an_even_schedule_and_none_forgets_all():
+    T = 30  # noqa: N806
+    alpha_bar, even = sampling.fine_schedule(T).alpha_bar, cosine(T * T).alpha_bar
+    ratio = alpha_bar[1:] / alpha_bar[:-1]
+    assert float(ratio.min()) == pytest.approx(1e-3)  # the last: else 1e-6, and 1 / sqrt is large
+    assert int((ratio < 1.001e-3).sum()) == 1
+    torch.testing.assert_close(alpha_bar[:-1], even[torch.arange(T) ** 2])
