@@ -44,6 +44,6 @@ def test_fine_steps_are_those_of_an_even_schedule_and_none_forgets_all():
     T = 30  # noqa: N806
     alpha_bar, even = sampling.fine_schedule(T).alpha_bar, cosine(T * T).alpha_bar
     ratio = alpha_bar[1:] / alpha_bar[:-1]
-    assert float(ratio.min()) == pytest.approx(1e-3)  # the last: else 1e-6, and 1 / sqrt is large
+    assert float(ratio.min()) == pytest.approx(1e-3)  # the last, else 3e-7
     assert int((ratio < 1.001e-3).sum()) == 1
     torch.testing.assert_close(alpha_bar[:-1], even[torch.arange(T) ** 2])
