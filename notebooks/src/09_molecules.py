@@ -1654,6 +1654,7 @@ run.finish()
 #   no payoff distribution, and it multiplies mistakes as well.
 # - **No control.** Re-training alone moves stability and QED; without the control row that is the reward's.
 # - **A lenient value.** A reward for whatever RDKit can read pays for broken geometries.
+# - **A guess taken for a reward.** A tilt looks for the samples on which the guess is most wrong. Judge by what the reward was not made of.
 #
 # ## Further reading
 #
