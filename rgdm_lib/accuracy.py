@@ -35,7 +35,7 @@ PRESETS = {
     "quick": {"T": 20, "hidden": 16, "base": 60, "rounds": 2, "n": 200, "steps": 20, "batch": 64,
               "noise": 0.1, "judged": 400, "draws": 2, "seeds": 1},
     "laptop": {"T": 400, "hidden": 128, "base": 30_000, "rounds": 4, "n": 5000, "steps": 1000,
-               "batch": 1024, "noise": 0.1, "judged": 10_000, "draws": 10, "seeds": 1},
+               "batch": 1024, "noise": 0.1, "judged": 10_000, "draws": 10, "seeds": 3},
     "full": {"T": 1000, "hidden": 128, "base": 60_000, "rounds": 4, "n": 5000, "steps": 1000,
              "batch": 1024, "noise": 0.1, "judged": 10_000, "draws": 10, "seeds": 5},
 }  # fmt: skip
@@ -66,6 +66,7 @@ TARGETS = {
     # at 80 % the mass in its region is 0.19
     "indicator": Target(known.indicator_world, (10, 40), fit=MORE),
     "rare": Target(known.rare_world, (0.38,), 2.5, "rare", 0.38, MORE),
+    "mixture8d": Target(known.mixture8d_world, (10,), base="mixture8d"),
 }
 
 # Toward a payoff, a learning rate of 2e-3 is too much for four rounds of 1,000 steps: some samples

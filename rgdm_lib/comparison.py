@@ -430,7 +430,7 @@ def compare_rivals(preset: str, out: Path, method: str = "") -> Path:
     def run(name: str, setting: dict, seed: int, factor: float = 1, tried: bool = False) -> dict:
         kind = METHODS[name].kind
         evaluations = int(factor * size["evaluations"]) if kind != "sample" else 0
-        draws = size["draws" if kind != "sample" and factor == 1 and not tried else "tried"]
+        draws = size["draws" if factor == 1 and not tried else "tried"]
         values = "_".join(f"{key}{value}" for key, value in sorted(setting.items()))
         path = out / f"{name}_{values}_{evaluations}_seed{seed}{'_tried' if tried else ''}.json"
         return kept(
@@ -445,10 +445,11 @@ def compare_rivals(preset: str, out: Path, method: str = "") -> Path:
         best = min(search, key=_score)["setting"]
         factors = {"pool": size["fewer"], "policy": size["more"], "sample": ()}[METHODS[name].kind]
         seeds = range(size["rgdm_seeds" if name == "rgdm" else "seeds"])
+        drawn_only = METHODS[name].kind == "sample"  # the search has its seed 0 already
         return {
             "kind": METHODS[name].kind,
             "search": search,
-            "runs": [run(name, best, seed) for seed in seeds],
+            "runs": [run(name, best, seed, tried=drawn_only) for seed in seeds],
             "other_sizes": [
                 run(name, best, seed, factor) for factor in factors for seed in range(size["seeds"])
             ],
