@@ -941,12 +941,14 @@ widgets.explore(show_radius, radius=slider)
 # **Predict.** Order the four rewards by what $r(\hat x_0)$ costs, with a ball that is right in everything else.
 
 # %%
-def ball_by_the_rule(v, chain):
-    points, _, kernels, means, widths, _ = chain
-    made = []
-    for mean, width, g in zip(means, widths, v, strict=True):
-        made.append(normalised(((points - mean).abs() <= 3**0.5 * width) * g))
-    return made
+def walk_by_the_rule(v, chain):
+    """Laws of x_0 (k, n) under k values, v[t - 1] (k, n): on the rule's ball, in proportion to them."""
+    points, start, _, means, widths, _ = chain
+    p = start.expand_as(v[0])
+    for mean, width, g in reversed(list(zip(means, widths, v, strict=True))):
+        inside = ((points - mean).abs() <= 3**0.5 * width).to(F64)  # row: x_t
+        p = (p / (g @ inside.T)) @ inside * g
+    return p
 
 
 rows = []
@@ -956,7 +958,7 @@ for T, n in ((20, 401), (40, 401), (80, 801)):
     for r, tau in rewards.values():
         exact = unguided * (r(chain[0]) / tau).exp()
         soft, guess = soft_values(r(chain[0]), tau, chain[2]), [(r(g) / tau).exp() for g in chain[5]]
-        ends = [walk(chain[1], ball_by_the_rule(v[:-1], chain)) for v in (soft, guess)]
+        ends = walk_by_the_rule([torch.stack(pair) for pair in zip(soft[:-1], guess[:-1], strict=True)], chain)
         for value, law_of_end in zip(found, [*ends, unguided], strict=True):
             found[value].append(distance(law_of_end, exact / exact.sum()))
     rows += [[T, value, *(f"{d:.3f}" for d in row)] for value, row in found.items()]

@@ -73,7 +73,7 @@ from rgdm_lib.worlds.rewards import Linear
 run = notebook.start("07_rgdm", PRESET, SEED, OUT_DIR)
 torch.set_num_threads(1)  # the network is small: a second thread costs more than it brings
 settings = run.settings(
-    quick={"T": 50, "hidden": 64, "base_steps": 1200, "n": 4000, "rounds": 3, "steps": 400, "draws": 2, "N": 4000},
+    quick={"T": 50, "hidden": 64, "base_steps": 1000, "n": 4000, "rounds": 3, "steps": 300, "draws": 2, "N": 4000},
     laptop={"T": 400, "hidden": 128, "base_steps": 30_000, "n": 5000, "rounds": 4, "steps": 1000, "draws": 10, "N": 10_000},
     full={"T": 1000, "hidden": 128, "base_steps": 60_000, "n": 5000, "rounds": 4, "steps": 1000, "draws": 10, "N": 10_000},
 )
