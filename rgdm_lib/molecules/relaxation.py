@@ -1,0 +1,128 @@
+"""Relaxation energy as a reward: RGDM toward geometries that a physical model finds relaxed.
+
+The reward is minus the energy that a molecule loses on its way to the nearest minimum of GFN2-xTB,
+eV per atom; a molecule that is not stable by EDM's rule, or lies in pieces, has no value. The
+reference is the base model, by the first of its shipped samples; sizes are kept. The judges are
+two models that the reward does not know: GFN1-xTB and MMFF94.
+
+``python -m rgdm_lib.course experiment molecules-relaxation --preset P``; it can be stopped and
+resumed. It needs the package tblite (extra ``physics``).
+"""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from rgdm_lib._data import data_path, data_root, write_manifest
+from rgdm_lib._kept import kept
+from rgdm_lib.molecules import judges
+from rgdm_lib.molecules.data import MoleculeSet, load_set, save_set
+from rgdm_lib.molecules.experiments import (
+    DATA,
+    GUIDANCE,
+    SEEDS,
+    base_file,
+    guide_set,
+    guided_name,
+    load_guided,
+    output_folder,
+)
+from rgdm_lib.molecules.model import load_model
+from rgdm_lib.payoff import Draw, temperature_for_ess
+
+COLUMNS = {
+    "relaxation_gfn2": "GFN2-xTB",  # the reward
+    "relaxation_gfn1": "GFN1-xTB",
+    "relaxation_mmff94": "MMFF94",
+}
+SHARE = 40  # effective sample size in % of the samples with a value
+POOL = {"quick": 40, "laptop": 4000, "full": 10_000}  # of the reference: the reward evaluations
+SAMPLES = {"quick": 10, "laptop": 2000, "full": 10_000}
+PART = 250  # molecules between two files of energies
+KINDS = ("base", "control", "guided")
+
+
+def relaxation_name(
+    kind: str, seed: int, dataset: str = "heavy7", ending: str = "_samples.npz"
+) -> str:
+    """Name of the file of a set with its energies; ending .safetensors: of a model's weights.
+
+    Raises:
+        ValueError: a kind that is not in ``KINDS``.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"no kind {kind!r}: choose from {', '.join(KINDS)}")
+    middle = {"base": "base", "control": f"control_seed{seed}", "guided": f"seed{seed}"}[kind]
+    return f"relaxation_{dataset}_{middle}{ending}"
+
+
+def load_relaxation(kind: str, seed: int = 0, dataset: str = "heavy7") -> MoleculeSet:
+    """Shipped samples with their relaxation energies, eV per atom; NaN: no value."""
+    return load_set(data_path(f"molecules/{relaxation_name(kind, seed, dataset)}"))
+
+
+def relaxation_draw(molecules: MoleculeSet) -> Draw:
+    """Molecules with the reward, minus the energy by GFN2-xTB, by size."""
+    energy = torch.from_numpy(molecules.property("relaxation_gfn2"))
+    return Draw(molecules, -energy, torch.from_numpy(molecules.n_atoms))
+
+
+def write_energies(molecules: MoleculeSet, path: Path, out: Path) -> MoleculeSet:
+    """Compute the relaxation energies by all models and write the set with them.
+
+    Energies lie in ``out``, ``PART`` molecules a file: what is there is not computed again.
+    """
+    if path.exists() and COLUMNS.keys() <= (there := load_set(path)).properties.keys():
+        return there
+    by_column = {name: judges.relaxation_energy(method) for name, method in COLUMNS.items()}
+
+    def values(part: MoleculeSet) -> dict[str, list[float]]:
+        return {name: judge(part).tolist() for name, judge in by_column.items()}
+
+    found = {name: [] for name in COLUMNS}
+    for first in range(0, len(molecules), PART):
+        part = molecules.subset(range(first, min(first + PART, len(molecules))))
+        print(f"energies of {path.stem}: {first} of {len(molecules)}", flush=True)
+        of_part = kept(out / f"{path.stem}_energies_{first}.json", functools.partial(values, part))
+        for name in COLUMNS:
+            found[name] += of_part[name]
+    scored = molecules.with_properties(**{n: np.array(v, "float32") for n, v in found.items()})
+    save_set(path, scored)
+    if path.is_relative_to(data_root()):
+        write_manifest(data_root())
+    return scored
+
+
+def guide_relaxation(preset: str, out: Path, seeds: tuple = SEEDS, lr: float = 1e-3) -> list[Path]:
+    """RGDM with relaxation energy as reward, and all energies of base, control and guided model.
+
+    The control, from which RGDM starts, is that of the QED experiment: trained the same way on
+    the base's samples that have a value, which are the same here. A set that is there is not made
+    again.
+    """
+    home, dataset = output_folder(preset, out), DATA[preset]
+
+    def energies_of(kind: str, seed: int, molecules: MoleculeSet) -> MoleculeSet:
+        written.append(home / relaxation_name(kind, seed, dataset))
+        return write_energies(molecules, written[-1], out)
+
+    written: list[Path] = []
+    base = load_set(base_file(dataset, "_samples.npz")).subset(range(POOL[preset]))
+    draw = relaxation_draw(energies_of("base", 0, base))
+    target = draw.weigh(temperature_for_ess(draw.reward, SHARE / 100, draw.strata))
+    for seed in seeds:
+        n, path = SAMPLES[preset], home / relaxation_name("guided", seed, dataset)
+        control = load_guided("model", 100, seed, dataset).subset(range(n))
+        energies_of("control", seed, control)
+        weights = guided_name("model", 100, seed, dataset, ".safetensors")
+        network, _ = load_model(data_path(f"molecules/{weights}"))
+        if preset != "quick":
+            network.compile(dynamic=True)
+        config = {"seed": seed, "share": SHARE, "batch": GUIDANCE[preset]["batch"]}
+        guide_set(preset, out, path, network, target, seed, n, lr, "relaxation", config)
+        energies_of("guided", seed, load_set(path))
+    return written

@@ -1,0 +1,115 @@
+"""Relaxation energy as a reward: the energies, the target, and the experiment in preset quick."""
+
+import importlib.util
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from rgdm_lib.molecules import energies, judges, relaxation
+from rgdm_lib.molecules.data import load_set
+from rgdm_lib.molecules.experiments import base_file, load_guided
+from rgdm_lib.molecules.model import load_model
+from rgdm_lib.payoff import temperature_for_ess
+
+needs_tblite = pytest.mark.skipif(
+    importlib.util.find_spec("tblite") is None, reason='needs pip install "rgdm_lib[physics]"'
+)
+
+
+def _some(n: int):
+    return load_set(base_file("heavy7", "_samples.npz")).subset(range(n))
+
+
+def _by_size(method: str):
+    """In place of an energy: a hundredth of the number of atoms, NaN for every third molecule."""
+    factor = 1 + energies.METHODS.index(method)
+
+    def judge(molecules):
+        value = torch.from_numpy(molecules.n_atoms).float() * factor / 100
+        return value.masked_fill(torch.arange(len(value)) % 3 == 0, math.nan)
+
+    return judge
+
+
+def test_energies_are_computed_once_in_parts(tmp_path, monkeypatch):
+    monkeypatch.setattr(judges, "relaxation_energy", _by_size)
+    monkeypatch.setattr(relaxation, "PART", 6)
+    path = tmp_path / "set_samples.npz"
+    scored = relaxation.write_energies(_some(15), path, tmp_path)
+    assert len(scored) == 15 and path.exists()
+    no_value = [i for i in range(15) if i % 6 % 3 == 0]  # of each part every third
+    for factor, name in enumerate(("relaxation_gfn2", "relaxation_gfn1", "relaxation_mmff94"), 1):
+        wanted = scored.n_atoms * factor / 100
+        wanted[no_value] = np.nan
+        assert load_set(path).property(name) == pytest.approx(wanted, nan_ok=True)
+
+    def never(method):
+        raise AssertionError("computed again")
+
+    path.unlink()  # the parts are there
+    monkeypatch.setattr(judges, "relaxation_energy", lambda method: never)
+    again = relaxation.write_energies(_some(15), path, tmp_path)
+    assert np.array_equal(
+        again.property("relaxation_gfn1"), scored.property("relaxation_gfn1"), True
+    )
+    monkeypatch.setattr(judges, "relaxation_energy", never)  # the set is there
+    assert len(relaxation.write_energies(_some(15), path, tmp_path)) == 15
+
+
+def test_the_payoff_is_of_lower_energy_and_keeps_the_sizes():
+    molecules = _some(300)
+    energy = np.random.default_rng(0).exponential(0.02, 300).astype("float32")
+    energy[::4] = np.nan
+    draw = relaxation.relaxation_draw(molecules.with_properties(relaxation_gfn2=energy))
+    weighted = draw.weigh(temperature_for_ess(draw.reward, 0.4, draw.strata))
+    weight = weighted.log_weight.exp()
+    assert float(weight[::4].sum()) == 0
+    assert -float(weighted.expectation(draw.reward)) < 0.8 * np.nanmean(energy)
+    for n in (14, 16):
+        inside = draw.strata == n
+        assert float(weight[inside].sum()) == pytest.approx(float(inside.double().mean()))
+
+
+def test_names():
+    assert relaxation.relaxation_name("base", 0) == "relaxation_heavy7_base_samples.npz"
+    control = relaxation.relaxation_name("control", 1)
+    assert control == "relaxation_heavy7_control_seed1_samples.npz"
+    guided = relaxation.relaxation_name("guided", 2, ending=".safetensors")
+    assert guided == "relaxation_heavy7_seed2.safetensors"
+    with pytest.raises(ValueError, match="no kind 'data': choose from base, control, guided"):
+        relaxation.relaxation_name("data", 0)
+
+
+@needs_tblite
+def test_experiment_from_the_control_judged_by_all_models(tmp_path):
+    paths = relaxation.guide_relaxation("quick", tmp_path, seeds=(0,))
+    assert [path.name for path in paths] == [
+        f"relaxation_heavy7_{kind}_samples.npz" for kind in ("base", "control_seed0", "seed0")
+    ]
+    base, control, guided = (load_set(path) for path in paths)
+    assert [len(s) for s in (base, control, guided)] == [40, 10, 10]
+    for molecules in (base, control):
+        stable = judges.stability(molecules) == 1
+        for name in relaxation.COLUMNS:
+            value = torch.from_numpy(molecules.property(name))
+            assert bool((value[stable] >= 0).all()) and bool(value[~stable].isnan().all())
+    one = int(np.flatnonzero(np.isfinite(base.property("relaxation_gfn2")))[0])
+    again = judges.relaxation_energy("GFN2-xTB", workers=1)(base.subset([one]))
+    assert base.property("relaxation_gfn2")[one] == pytest.approx(float(again), rel=1e-3)
+    positions = load_guided("model", 100, 0).subset(range(len(control))).positions
+    assert np.array_equal(control.positions, positions)
+    weights = [
+        load_model(path)[0].state_dict()
+        for path in (
+            tmp_path / "relaxation_heavy7_seed0.safetensors",
+            base_file("heavy7").with_name("qed_heavy7_model_ess100_seed0.safetensors"),
+            base_file("heavy7"),
+        )
+    ]
+    far = [sum(float((weights[0][k] - w[k]).square().sum()) for k in w) ** 0.5 for w in weights[1:]]
+    assert 0 < far[0] < 0.5 * far[1]  # it starts at the control
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    assert relaxation.guide_relaxation("quick", tmp_path, seeds=(0,)) == paths
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == before
