@@ -41,7 +41,7 @@ COLUMNS = {
 }
 SHARE = 40  # effective sample size in % of the samples with a value
 POOL = {"quick": 40, "laptop": 4000, "full": 10_000}  # of the reference: the reward evaluations
-SAMPLES = {"quick": 10, "laptop": 2000, "full": 10_000}
+SAMPLES = {"quick": 10, "laptop": 1000, "full": 10_000}
 PART = 250  # molecules between two files of energies
 KINDS = ("base", "control", "guided")
 
