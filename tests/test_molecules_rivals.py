@@ -25,10 +25,29 @@ def test_a_set_of_each_at_equal_evaluations(made):
     sizes = sets["value"].n_atoms.tolist()
     for name, molecules in sets.items():
         assert len(molecules) == 40 and molecules.n_atoms.tolist() == sizes, name  # same draws
-        evaluations = 80 if name == "reward_weighted" else 10_000
+        evaluations = 80 if name in ("reward_weighted", "ddpo") else 10_000
         assert set(molecules.property("evaluations")) == {evaluations}, name
     positions = [molecules.positions for molecules in sets.values()]
     assert all(not np.array_equal(positions[0], other) for other in positions[1:])
+
+
+def test_ddpo_walks_paths_of_one_size_spaced_as_the_samplers_steps(tmp_path, monkeypatch):
+    calls = []
+
+    def fit(network, diffusion, noise, reward, **options):
+        x = [noise(7) for _ in range(20)]
+        for one in x:
+            assert one.shape[0] == 7 and one.shape[2] == 9
+            assert float(one[..., :3].mean(1).abs().max()) < 1e-6  # no drift of the centre
+        assert len({one.shape[1] for one in x}) > 3  # a size a round, drawn from the data's
+        assert diffusion.timesteps(4) == molecule_diffusion().timesteps(4, 2.0)
+        calls.append(options)
+        return iter(())
+
+    monkeypatch.setattr(rivals.policy_gradient, "fit", fit)
+    rivals.compare("quick", tmp_path, ("ddpo",), (0,))
+    (options,) = calls
+    assert options["clip_ratio"] == 0.2 and options["normalise"] and "tau" not in options
 
 
 def test_what_is_there_is_not_made_again_and_what_is_lost_is_the_same_again(made, monkeypatch):

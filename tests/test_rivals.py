@@ -364,6 +364,27 @@ def test_reinforce_and_ddpo_raise_the_reward_and_the_kl_weight_holds_it():
     assert abs(means["kl"] - exact) < 0.15
 
 
+def test_a_stopped_policy_gradient_goes_on_with_the_next_round(tmp_path):
+    options = {"rounds": 5, "n": 40, "batches": 2, "epochs": 2, "clip_ratio": 0.2, "lr": 0.04}
+    whole, stopped = Steered(), Steered()
+
+    def fit(net, name):
+        file = tmp_path / f"{name}.safetensors"
+        return policy_gradient.fit(net, DIFFUSION, x_T, REWARD, checkpoint=file, **options)
+
+    torch.manual_seed(0)
+    rounds = list(fit(whole, "whole"))
+    torch.manual_seed(0)
+    began = fit(stopped, "stopped")
+    first = [next(began), next(began)]
+    torch.manual_seed(1)
+    rest = list(fit(stopped := Steered(), "stopped"))
+    assert [*first, *rest] == rounds and [done.evaluations for done in rest] == [120, 160, 200]
+    for mine, theirs in zip(stopped.parameters(), whole.parameters(), strict=True):
+        assert torch.equal(mine, theirs)
+    assert list(fit(Steered(), "whole")) == []
+
+
 def test_policy_gradient_leaves_out_paths_without_a_value():
     seen = []
 

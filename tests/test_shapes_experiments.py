@@ -342,24 +342,6 @@ def test_regression_goes_on_from_its_own_samples_at_the_same_temperature(
         assert torch.equal(used, rounded(start.sample(start.network, seed))) == (k == 0)
 
 
-def test_a_population_in_parts_is_the_network_itself():
-    torch.manual_seed(0)
-    linear, sizes = torch.nn.Linear(3, 3).double(), []
-
-    class Net(torch.nn.Module):
-        def forward(self, x, t, cond):
-            sizes.append(len(x))
-            return linear(x).tanh() * t[:, None, None]
-
-    x, t = torch.randn(130, 5, 3).double(), torch.arange(130)
-    whole, parts = Net()(x, t, None), rivals._InParts(Net())(x, t)
-    assert sizes == [130, 64, 64, 2]
-    torch.testing.assert_close(parts, whole)
-    ours, theirs = (torch.autograd.grad(y.square().sum(), linear.weight)[0] for y in (parts, whole))
-    torch.testing.assert_close(ours, theirs)
-    assert sizes[4:] == [2, 64, 64]  # computed again, the last first
-
-
 def _strength_of(denoiser, base, guided):
     """Where a denoiser is on the line from the base to the guided model."""
     torch.manual_seed(5)

@@ -107,8 +107,8 @@ def fit(
             each, and this is done so often.
         clip_ratio: largest distance of a ratio from 1, above 0.
         tau, normalise: see ``advantages``; with tau = 0 nothing holds the policy back.
-        trainer: options of ``training.Trainer``, which spans all rounds. Its average is not used:
-            the model that drew the paths must be the one that is moved.
+        trainer: options of ``training.Trainer``, which spans all rounds: with a ``checkpoint`` a
+            stopped run goes on with its next one. Its average is not used: who drew must be moved.
 
     Raises ValueError: an option out of range, a round with fewer finite rewards than batches.
     """
@@ -129,7 +129,7 @@ def fit(
         return (tau * kl - surrogate(-_half_square(noise), old, gain, clip_ratio)).sum(0)
 
     run = Trainer(denoiser, loss, rounds * batches * epochs, **{"warmup": 0} | trainer)
-    for k in range(rounds):
+    for k in range(run.step // (batches * epochs), rounds):
         denoiser.eval()
         path = diffusion.trajectory(denoiser, x_T_fn(n), steps)
         reward = reward_fn(path.x[-1])
@@ -144,6 +144,6 @@ def fit(
         for _ in range(epochs):
             for i in torch.randperm(len(reward), device=reward.device).tensor_split(batches):
                 queue.append((Trajectory(path.t, path.x[:, i]), old[:, i], gain[:, i]))
-        run.run(until=run.step + len(queue), progress=False)
+        run.run(until=(k + 1) * batches * epochs, progress=False)
         denoiser.eval()
         yield Round(run.step, (k + 1) * n, float(reward.mean()), float(kl.sum(0).mean()))

@@ -11,11 +11,9 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from rgdm_lib import stepwise
 from rgdm_lib.baselines import (
@@ -26,6 +24,7 @@ from rgdm_lib.baselines import (
     value_guidance,
 )
 from rgdm_lib.diffusion import Denoiser
+from rgdm_lib.in_parts import InParts
 from rgdm_lib.payoff import Draw, systematic_resample
 from rgdm_lib.shapes.experiments import (
     GUIDANCE,
@@ -52,7 +51,7 @@ from rgdm_lib.shapes.model import (
 )
 from rgdm_lib.shapes.nets import NoisyPointNet
 from rgdm_lib.shapes.parametric import CLASSES
-from rgdm_lib.training import load_tensors, muon
+from rgdm_lib.training import muon
 
 # Of reward-weighted regression: rounds, and samples in each. At preset laptop 1.7 clouds a second
 # are drawn: 20 minutes for 2,000, two hours for 12,000. A third of them are of the wanted class.
@@ -132,28 +131,6 @@ class _Counted:
         return self.reward(self.norm.undo(x0))
 
 
-class _InParts(nn.Module):
-    """A denoiser that takes 64 clouds at once; what a gradient needs of them is computed again.
-
-    So a population, or all steps of many paths, needs the memory of 64 clouds.
-    """
-
-    def __init__(self, net: nn.Module, bf16: bool = False):
-        super().__init__()
-        self.net, self.bf16 = net, bf16
-
-    def forward(self, x_t: Tensor, t: Tensor, cond: Any = None) -> Tensor:
-        """x_t (B, N, 3), t (B,) -> eps (B, N, 3)."""
-        parts = []
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
-            for x, when in zip(x_t.split(64), t.split(64), strict=True):
-                if torch.is_grad_enabled():
-                    parts.append(checkpoint(self.net, x, when, cond, use_reentrant=False))
-                else:
-                    parts.append(self.net(x, when, cond))
-        return torch.cat(parts)
-
-
 def _noise(seed: int, k: int) -> int:
     """Seed of round k, with room for its parts; those of sets are small, of trainings 1000 n."""
     return 1000 * (seed + 1) + 100 * k
@@ -206,7 +183,7 @@ def _particles(start: Start, name: str, seed: int) -> Made:
     """
     _, tau = start.draw(RIVALS[name])
     n, reward = GUIDANCE[start.preset]["samples"], _Counted(start, name)
-    diffusion, net = CloudDiffusion.of_clouds(), _InParts(start.network, start.preset != "quick")
+    diffusion, net = CloudDiffusion.of_clouds(), InParts(start.network, start.preset != "quick")
     steps, looks = STEPS[start.preset], len(start.seen) // n
     looked_at = {sampling_times(steps)[steps * i // looks] for i in range(1, looks)}
 
@@ -230,10 +207,10 @@ def _ddpo(start: Start, name: str, seed: int) -> Made:
     """
     setting, reward = DDPO[start.preset], _Counted(start, name)
     net, state = fast(copy.deepcopy(start.network), start.preset), start.checkpoint(name, seed)
-    total, options = setting["rounds"] * DDPO_BATCHES, dict(setting)
+    options = dict(setting)
     points = options.pop("points")
-    rounds = policy_gradient.fit(
-        _InParts(net),
+    for done in policy_gradient.fit(
+        InParts(net),
         CloudDiffusion.of_clouds(),
         lambda n: torch.randn(n, points, 3),
         reward,
@@ -244,12 +221,8 @@ def _ddpo(start: Start, name: str, seed: int) -> Made:
         lr=1e-4,
         checkpoint=state,
         config={"model": name, "seed": seed, **setting},
-    )
-    step = load_tensors(state)[1]["step"] if state.exists() else 0
-    while step < total:  # a resumed trainer goes on from the round that it had finished
-        done = next(rounds)
-        step = done.step
-        print(f"{name}, round {step // DDPO_BATCHES}: reward {done.reward:.4g}", flush=True)
+    ):
+        print(f"{name}, round {done.step // DDPO_BATCHES}: reward {done.reward:.4g}", flush=True)
     net.load_state_dict(checkpoint_weights(state, "model.net."))
     return start.sample(net.eval(), seed), {"evaluations": setting["rounds"] * setting["n"]}
 

@@ -1,0 +1,32 @@
+"""A denoiser whose batches are too large for memory."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+
+class InParts(nn.Module):
+    """A denoiser that takes ``size`` samples at once; what a gradient needs is computed again.
+
+    So a population, or all steps of many paths, needs the memory of ``size`` samples. ``bf16``:
+    matrix products in bfloat16.
+    """
+
+    def __init__(self, net: nn.Module, bf16: bool = False, size: int = 64):
+        super().__init__()
+        self.net, self.bf16, self.size = net, bf16, size
+
+    def forward(self, x_t: Tensor, t: Tensor, cond: Any = None) -> Tensor:
+        """x_t (B, ...), t (B,) -> eps of x_t's shape; ``cond`` is the same for all parts."""
+        parts = []
+        with torch.autocast(x_t.device.type, torch.bfloat16, enabled=self.bf16):
+            for x, when in zip(x_t.split(self.size), t.split(self.size), strict=True):
+                if torch.is_grad_enabled():
+                    parts.append(checkpoint(self.net, x, when, cond, use_reentrant=False))
+                else:
+                    parts.append(self.net(x, when, cond))
+        return torch.cat(parts)
