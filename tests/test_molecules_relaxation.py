@@ -2,16 +2,16 @@
 
 import importlib.util
 import math
+import shutil
 
 import numpy as np
 import pytest
 import torch
 
 from rgdm_lib.molecules import energies, judges, relaxation
-from rgdm_lib.molecules.data import load_set
+from rgdm_lib.molecules.data import load_set, save_set
 from rgdm_lib.molecules.experiments import base_file, load_guided
 from rgdm_lib.molecules.model import load_model
-from rgdm_lib.payoff import temperature_for_ess
 
 needs_tblite = pytest.mark.skipif(
     importlib.util.find_spec("tblite") is None, reason='needs pip install "rgdm_lib[physics]"'
@@ -62,8 +62,9 @@ def test_the_payoff_is_of_lower_energy_and_keeps_the_sizes():
     molecules = _some(300)
     energy = np.random.default_rng(0).exponential(0.02, 300).astype("float32")
     energy[::4] = np.nan
-    draw = relaxation.relaxation_draw(molecules.with_properties(relaxation_gfn2=energy))
-    weighted = draw.weigh(temperature_for_ess(draw.reward, 0.4, draw.strata))
+    molecules = molecules.with_properties(relaxation_gfn2=energy)
+    draw, weighted = relaxation.relaxation_draw(molecules), relaxation.relaxation_target(molecules)
+    assert weighted.ess == pytest.approx(0.4 * np.isfinite(energy).sum(), rel=1e-3)
     weight = weighted.log_weight.exp()
     assert float(weight[::4].sum()) == 0
     assert -float(weighted.expectation(draw.reward)) < 0.8 * np.nanmean(energy)
@@ -78,8 +79,39 @@ def test_names():
     assert control == "relaxation_heavy7_control_seed1_samples.npz"
     guided = relaxation.relaxation_name("guided", 2, ending=".safetensors")
     assert guided == "relaxation_heavy7_seed2.safetensors"
-    with pytest.raises(ValueError, match="no kind 'data': choose from base, control, guided"):
+    with pytest.raises(ValueError, match="no kind 'data': choose from base, control"):
         relaxation.relaxation_name("data", 0)
+
+
+def test_the_strength_is_where_the_line_meets_the_payoffs_energy(tmp_path, monkeypatch):
+    monkeypatch.setattr(judges, "relaxation_energy", _by_size)
+    qed = "qed_heavy7_model_ess40_seed0.safetensors"
+    weights = tmp_path / relaxation.relaxation_name("guided", 0, ending=".safetensors")
+    shutil.copy(base_file("heavy7").with_name(qed), weights)
+    energy = np.linspace(0.01, 0.05, 200)
+
+    def write(kind, mean):
+        shifted = _some(200).with_properties(relaxation_gfn2=energy - energy.mean() + mean)
+        save_set(tmp_path / relaxation.relaxation_name(kind, 0), shifted)
+        return shifted
+
+    target = relaxation.relaxation_target(write("base", 0.03))
+    aim = -float(target.expectation(target.reward))
+    assert aim < 0.025
+    write("control", aim + 0.03)
+    write("guided", aim + 0.02)
+    (path,) = relaxation.strengthen_relaxation("quick", tmp_path, seeds=(0,))
+    made = load_set(path)
+    assert path.name == "relaxation_heavy7_seed0_strengthened_samples.npz"
+    assert made.property("strength") == pytest.approx(np.full(10, 3.0), rel=1e-4)
+    assert np.isfinite(made.property("relaxation_gfn1")).sum() == 6
+    content = path.read_bytes()
+    relaxation.strengthen_relaxation("quick", tmp_path, seeds=(0,))
+    assert path.read_bytes() == content
+    path.unlink()
+    write("guided", aim + 0.04)
+    with pytest.raises(ValueError, match="no strength brings it down to the payoff's"):
+        relaxation.strengthen_relaxation("quick", tmp_path, seeds=(0,))
 
 
 @needs_tblite

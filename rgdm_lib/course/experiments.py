@@ -15,6 +15,7 @@ EXPERIMENTS = {
     "molecules-stability": "rgdm_lib.molecules.stability:guide_stability",
     "molecules-stability-strength": "rgdm_lib.molecules.stability:strengthen_stability",
     "molecules-relaxation": "rgdm_lib.molecules.relaxation:guide_relaxation",
+    "molecules-relaxation-strength": "rgdm_lib.molecules.relaxation:strengthen_relaxation",
     "molecules-rivals": "rgdm_lib.molecules.rivals:compare",
     "molecules-property": "rgdm_lib.molecules.properties:target_properties",
     "shapes-base": "rgdm_lib.shapes.experiments:train_base",

@@ -20,7 +20,7 @@ import torch
 from rgdm_lib._data import data_path, data_root, write_manifest
 from rgdm_lib._kept import kept
 from rgdm_lib.molecules import judges
-from rgdm_lib.molecules.data import MoleculeSet, load_set, save_set
+from rgdm_lib.molecules.data import MoleculeSet, load_qm9, load_set, save_set
 from rgdm_lib.molecules.experiments import (
     DATA,
     GUIDANCE,
@@ -30,9 +30,11 @@ from rgdm_lib.molecules.experiments import (
     guided_name,
     load_guided,
     output_folder,
+    sample_and_score,
 )
 from rgdm_lib.molecules.model import load_model
-from rgdm_lib.payoff import Draw, temperature_for_ess
+from rgdm_lib.payoff import Draw, Weighted, temperature_for_ess
+from rgdm_lib.strength import strengthen
 
 COLUMNS = {
     "relaxation_gfn2": "GFN2-xTB",  # the reward
@@ -43,7 +45,7 @@ SHARE = 40  # effective sample size in % of the samples with a value
 POOL = {"quick": 40, "laptop": 4000, "full": 10_000}  # of the reference: the reward evaluations
 SAMPLES = {"quick": 10, "laptop": 1000, "full": 10_000}
 PART = 250  # molecules between two files of energies
-KINDS = ("base", "control", "guided")
+KINDS = ("base", "control", "guided", "strengthened")
 
 
 def relaxation_name(
@@ -56,7 +58,12 @@ def relaxation_name(
     """
     if kind not in KINDS:
         raise ValueError(f"no kind {kind!r}: choose from {', '.join(KINDS)}")
-    middle = {"base": "base", "control": f"control_seed{seed}", "guided": f"seed{seed}"}[kind]
+    middle = {
+        "base": "base",
+        "control": f"control_seed{seed}",
+        "guided": f"seed{seed}",
+        "strengthened": f"seed{seed}_strengthened",
+    }[kind]
     return f"relaxation_{dataset}_{middle}{ending}"
 
 
@@ -69,6 +76,12 @@ def relaxation_draw(molecules: MoleculeSet) -> Draw:
     """Molecules with the reward, minus the energy by GFN2-xTB, by size."""
     energy = torch.from_numpy(molecules.property("relaxation_gfn2"))
     return Draw(molecules, -energy, torch.from_numpy(molecules.n_atoms))
+
+
+def relaxation_target(base: MoleculeSet) -> Weighted:
+    """Base samples under their payoff weights, at an effective share of ``SHARE`` %."""
+    draw = relaxation_draw(base)
+    return draw.weigh(temperature_for_ess(draw.reward, SHARE / 100, draw.strata))
 
 
 def write_energies(molecules: MoleculeSet, path: Path, out: Path) -> MoleculeSet:
@@ -112,8 +125,7 @@ def guide_relaxation(preset: str, out: Path, seeds: tuple = SEEDS, lr: float = 1
 
     written: list[Path] = []
     base = load_set(base_file(dataset, "_samples.npz")).subset(range(POOL[preset]))
-    draw = relaxation_draw(energies_of("base", 0, base))
-    target = draw.weigh(temperature_for_ess(draw.reward, SHARE / 100, draw.strata))
+    target = relaxation_target(energies_of("base", 0, base))
     for seed in seeds:
         n, path = SAMPLES[preset], home / relaxation_name("guided", seed, dataset)
         control = load_guided("model", 100, seed, dataset).subset(range(n))
@@ -125,4 +137,49 @@ def guide_relaxation(preset: str, out: Path, seeds: tuple = SEEDS, lr: float = 1
         config = {"seed": seed, "share": SHARE, "batch": GUIDANCE[preset]["batch"]}
         guide_set(preset, out, path, network, target, seed, n, lr, "relaxation", config)
         energies_of("guided", seed, load_set(path))
+    return written
+
+
+def strengthen_relaxation(preset: str, out: Path, seeds: tuple = SEEDS) -> list[Path]:
+    """Samples at the strength s at which the mean energy would be the payoff's, and their energies.
+
+    The denoiser is eps_control + s (eps_guided - eps_control); s lies on the line through the mean
+    energies of both, s = 0 and 1. The noise is not that of the guided model's own set.
+
+    Raises:
+        ValueError: a guided model whose mean energy is not below the control's.
+    """
+    home, dataset, written = output_folder(preset, out), DATA[preset], []
+
+    def there(kind: str, seed: int) -> MoleculeSet:
+        return load_set(home / relaxation_name(kind, seed, dataset))
+
+    target = relaxation_target(there("base", 0))
+    aim = float(target.expectation(target.reward))
+    for seed in seeds:
+        written.append(path := home / relaxation_name("strengthened", seed, dataset))
+        if not path.exists():
+            control, guided = (
+                float(relaxation_draw(there(kind, seed)).reward.nanmean())
+                for kind in ("control", "guided")
+            )
+            if guided <= control:
+                raise ValueError(
+                    f"seed {seed}: mean energy {-guided:.4g} eV an atom, the control's is"
+                    f" {-control:.4g}: no strength brings it down to the payoff's {-aim:.4g}"
+                )
+            names = (
+                data_path(f"molecules/{guided_name('model', 100, seed, dataset, '.safetensors')}"),
+                home / relaxation_name("guided", seed, dataset, ".safetensors"),
+            )
+            networks = [load_model(name)[0] for name in names]
+            for network in networks if preset != "quick" else ():
+                network.compile(dynamic=True)
+            strength = (aim - control) / (guided - control)
+            print(f"relaxation, seed {seed}: strength {strength:.3f}", flush=True)
+            denoiser = strengthen(networks[1], networks[0], strength)
+            data, noise = load_qm9(dataset).part("train"), seed + len(SEEDS)
+            settings = {"strength": strength}
+            sample_and_score(denoiser, path, preset, noise, SAMPLES[preset], data, **settings)
+        write_energies(load_set(path), path, out)
     return written
