@@ -426,6 +426,8 @@ REASONS = {
     "8d-ddpo": "a policy gradient that has the price of the KL in its objective, its whole gradient included, aims at the payoff "
                "too and gets there. Without that price the factor is at least "
                f"{ours('ddpo_without_kl_over_rgdm_reward_evaluations', '.0f', ON)}: it never arrives",
+    "relaxed-trained": "the control, trained on the base's own samples in equal weights, relaxes by twice the base's energy: a copy of samples keeps their errors and "
+                       "adds its own. The reward takes that back, and no more; the strength does the rest (09, section 5)",
     "elements": BASE,
     "base-qed": BASE,
     "qed-trained-ess80": GAP,

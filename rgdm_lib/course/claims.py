@@ -160,6 +160,12 @@ CLAIMS = (
                "and it costs little validity", (">=", -0.03)),
     _molecules("stability", "stability_change_ess40",
                "and it costs little stability", (">=", -0.03)),
+    _molecules("relaxed-trained", "relaxation_energy_ratio_at_1",
+               "rewarded for a low relaxation energy by one physical model, a trained model's is "
+               "lower than the base's by another one's word", ("<=", 0.8)),
+    _molecules("relaxed", "relaxation_energy_ratio",
+               "so is that of the same model at the strength that meets the payoff's energy",
+               ("<=", 0.8)),
 )  # fmt: skip
 
 
