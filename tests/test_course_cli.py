@@ -343,6 +343,11 @@ def test_the_data_of_a_result_is_what_its_code_names(tmp_path, monkeypatch):
     assert provenance.code_hash(notebook) == before
     manifest["molecules/a.npz"] = "4"
     assert provenance.code_hash(notebook) != before
+    cell["source"] = cell["source"].replace("molecules/a.npz", "worlds/b.json")
+    notebook.write_text(json.dumps({"cells": [cell]}))
+    of_worlds = provenance.code_hash(notebook)
+    manifest["molecules/a.npz"] = "5"  # the example in data_path's docstring names it, too
+    assert provenance.code_hash(notebook) == of_worlds
 
 
 def test_claims_needs_reference_results(tmp_path, capsys):
