@@ -770,7 +770,7 @@ for name, by_share in targets["worlds"].items():
 # The **indicator**'s payoff jumps at the edge of the disc, by $e^{1/\tau}$. A network has no jumps: at the last, quiet steps it must
 # bend as sharply as the edge, and what it blurs leaks out. Two things help: many times of the loss where there is little noise
 # (`worlds-rgdm` draws half of them there), and many points in a batch, for few of them are near the edge. Still all six trainings
-# have too little inside, by one and a half to two and a half percent of everything. A tenth of that is the base's: it has a little
+# have too little inside, by one and a half to two and a half percent of everything. A tenth to a fifth of that is the base's: it has a little
 # too little in the disc, and a tilt multiplies odds. The seeds scatter by a few thousandths. The rest is the edge, and with three seeds it breaks the
 # claim that one seed had kept by a hair.
 #
