@@ -34,7 +34,7 @@ from rgdm_lib.molecules.experiments import (
 )
 from rgdm_lib.molecules.model import load_model
 from rgdm_lib.payoff import Draw, Weighted, temperature_for_ess
-from rgdm_lib.strength import strengthen
+from rgdm_lib.strength import matching_strength, payoff_level, reward_level, strengthen
 
 COLUMNS = {
     "relaxation_gfn2": "GFN2-xTB",  # the reward
@@ -154,13 +154,12 @@ def strengthen_relaxation(preset: str, out: Path, seeds: tuple = SEEDS) -> list[
     def there(kind: str, seed: int) -> MoleculeSet:
         return load_set(home / relaxation_name(kind, seed, dataset))
 
-    target = relaxation_target(there("base", 0))
-    aim = float(target.expectation(target.reward))
+    aim = payoff_level(relaxation_target(there("base", 0)))
     for seed in seeds:
         written.append(path := home / relaxation_name("strengthened", seed, dataset))
         if not path.exists():
             control, guided = (
-                float(relaxation_draw(there(kind, seed)).reward.nanmean())
+                reward_level(relaxation_draw(there(kind, seed)).reward)
                 for kind in ("control", "guided")
             )
             if guided <= control:
@@ -175,7 +174,7 @@ def strengthen_relaxation(preset: str, out: Path, seeds: tuple = SEEDS) -> list[
             networks = [load_model(name)[0] for name in names]
             for network in networks if preset != "quick" else ():
                 network.compile(dynamic=True)
-            strength = (aim - control) / (guided - control)
+            strength = matching_strength(((0.0, control), (1.0, guided)), aim)
             print(f"relaxation, seed {seed}: strength {strength:.3f}", flush=True)
             denoiser = strengthen(networks[1], networks[0], strength)
             data, noise = load_qm9(dataset).part("train"), seed + len(SEEDS)
