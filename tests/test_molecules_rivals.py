@@ -1,5 +1,7 @@
 """Rivals of the QED-guided models: each learns from the reference's rewards, resumed, refused."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -110,6 +112,24 @@ def test_weights_of_tilt_matching_have_mean_1_in_each_size_and_none_where_there_
     for _, weight, times in seen:
         assert float(weight.mean()) == pytest.approx(1, abs=0.1) and times is not None
         assert 0.05 < float((weight == 0).double().mean()) < 1 - valued + 0.4
+
+
+def test_tilt_matching_leaves_a_size_without_any_value_as_it_is(tmp_path, monkeypatch):
+    draw = rivals.payoff_draw("model", rivals.DATA["quick"])
+    lost = int(draw.strata.mode().values)
+    reward = torch.where(draw.strata == lost, torch.nan, draw.reward)
+    seen = []
+
+    def loss(diffusion, network, reference, x0, weight, times):
+        seen.append((x0.shape[1], weight))
+        return 0 * sum(p.sum() for p in network.parameters())
+
+    monkeypatch.setattr(rivals, "payoff_draw", lambda *_: replace(draw, reward=reward))
+    monkeypatch.setattr(rivals.tilt_matching, "loss", loss)
+    monkeypatch.setitem(rivals.GUIDANCE, "quick", {"steps": 12, "batch": 64})
+    rivals.compare("quick", tmp_path, ("tilt_matching",), (0,))
+    assert {float(w) for size, weight in seen if size == lost for w in weight} == {1.0}
+    assert any(float(weight.std()) > 0 for size, weight in seen if size != lost)
 
 
 def test_the_value_network_heeds_the_time_but_neither_place_nor_direction_nor_order():

@@ -180,12 +180,14 @@ def _value(start: _Start, path: Path, seed: int) -> None:
 def _tilt_matching(start: _Start, path: Path, seed: int) -> None:
     """Payoff weights with a control variate, on all samples of the reference.
 
-    Potaptchik, Lee & Albergo 2025 (arXiv 2512.21829). Within each size the weights have mean 1.
+    Potaptchik, Lee & Albergo 2025 (arXiv 2512.21829). Within each size the weights have mean 1; a
+    size without any sample with a value stays as the reference has it.
     """
     diffusion, times = molecule_diffusion(), training_times()
     weight, strata = start.target.log_weight.exp(), start.draw.strata
     for size in strata.unique():
-        weight[strata == size] /= weight[strata == size].mean()
+        inside = strata == size
+        weight[inside] = weight[inside] / weight[inside].mean() if weight[inside].any() else 1.0
     batches = indexed_batches(start.draw.x0, start.batch)
     reference = start.compiled(start.base())
 
