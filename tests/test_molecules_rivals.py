@@ -33,6 +33,25 @@ def test_a_set_of_each_at_equal_evaluations(made):
     assert all(not np.array_equal(positions[0], other) for other in positions[1:])
 
 
+def test_rgdm_trains_on_the_payoffs_weights_of_all_samples(tmp_path, monkeypatch):
+    seen, right = [], rivals.weighted_batches
+
+    def batches(size):
+        def of(target):
+            seen.append(target)
+            return right(size)(target)
+
+        return of
+
+    monkeypatch.setattr(rivals, "weighted_batches", batches)
+    rivals.compare("quick", tmp_path, ("rgdm",), (0,))
+    (target,) = seen
+    draw = rivals.payoff_draw("model", rivals.DATA["quick"])
+    wanted = rivals.targets(draw)[rivals.SHARE]
+    assert torch.equal(target.log_weight, wanted.log_weight) and len(target.x0) == len(draw.x0)
+    assert float(target.expectation(target.reward)) > float(draw.reward.nanmean()) + 0.03
+
+
 def test_ddpo_walks_paths_of_one_size_spaced_as_the_samplers_steps(tmp_path, monkeypatch):
     calls = []
 
@@ -64,7 +83,7 @@ def test_what_is_there_is_not_made_again_and_what_is_lost_is_the_same_again(made
 
     monkeypatch.setattr(rivals, "RIVALS", dict.fromkeys(NAMES, never))
     assert rivals.compare("quick", out, seeds=(0,)) == list(paths.values())
-    with pytest.raises(ValueError, match="no rival 'ppo': choose from conditional, value, "):
+    with pytest.raises(ValueError, match="no rival 'ppo': choose from rgdm, conditional, value, "):
         rivals.compare("quick", out, rivals=("ppo",))
 
 

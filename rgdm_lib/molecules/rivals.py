@@ -1,10 +1,11 @@
-"""Rivals of the QED-guided models on molecules, at equal reward evaluations: sets of samples.
+"""RGDM and its rivals on molecules, at equal reward evaluations: sets of samples.
 
 ``python -m rgdm_lib.course experiment molecules-rivals --preset P``; it can be stopped and resumed.
 All learn toward the payoff that RGDM from the model's own samples has at ``SHARE`` (see
-``experiments.payoff_draw``, reference "model"), sizes kept, and train as long. The reference's
-samples and their QED are the evaluations; reward-weighted regression spends half of them on a
-second round, DDPO all of them on paths of its own. A set's column, ``evaluations``, says how many.
+``experiments.payoff_draw``, reference "model"), sizes kept, and train as long, from the base in one
+go. (The models of ``molecules-qed`` come by way of the warmer ones.) The reference's samples and
+their QED are the evaluations; reward-weighted regression spends half of them on a second round,
+DDPO all of them on paths of its own. A set's column, ``evaluations``, says how many.
 """
 
 from __future__ import annotations
@@ -124,6 +125,18 @@ class _Start:
         n = GUIDED_SAMPLES[self.preset][SHARE]
         settings = {"evaluations": evaluations}
         sample_and_score(denoiser, path, self.preset, seed, n, self.data, **settings)
+
+
+def _rgdm(start: _Start, path: Path, seed: int) -> None:
+    """Payoff weights on all samples of the reference, one round."""
+    diffusion, times = molecule_diffusion(), training_times()
+    batches = weighted_batches(start.batch)(start.target)
+
+    def loss(network: nn.Module) -> Tensor:
+        return diffusion.loss(network, next(batches), times=times)
+
+    trained = start.fit("rgdm", seed, start.base(), loss)
+    start.sample(trained, path, seed, len(start.draw.reward))
 
 
 def _conditional(start: _Start, path: Path, seed: int) -> None:
@@ -278,6 +291,7 @@ def _ddpo(start: _Start, path: Path, seed: int) -> None:
 
 
 RIVALS = {
+    "rgdm": _rgdm,
     "conditional": _conditional,
     "value": _value,
     "reward_weighted": _reward_weighted,
