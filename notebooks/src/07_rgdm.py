@@ -758,8 +758,8 @@ for name, by_share in targets["worlds"].items():
 #
 # Look for the lines that stand out. One training of the **mixture** stopped asking for rewards half way: the model of its first round drew paths to
 # which the reference gives hardly any weight, `rgdm.fit` said so, dropped those samples and trained to the end on the first 5,000. Some hundred effective
-# samples are what it had, for some ten thousand in the others, and it shows in the pool and in the model alike. The other way round,
-# the worst of the **ring** at 10 % had a pool as good as the others': there the fit is what misses.
+# samples are what it had, for some ten thousand in the others, and it shows in the pool and in the model alike. The worst of the **ring** at
+# 10 % follows its pool too.
 #
 # For the **rare mode** the base decides. The payoff that RGDM aims at is that of the *network*: what the network has too little of a
 # mode of one in a thousand, by some percent, the payoff has too little of by as many. A batch of 1,024 points has one of that mode.
@@ -768,15 +768,16 @@ for name, by_share in targets["worlds"].items():
 # (`accuracy.weighted_points`). Who trains a base for a rare event should do the same, if there is a way to draw it.
 #
 # The **indicator**'s payoff jumps at the edge of the disc, by $e^{1/\tau}$. A network has no jumps: at the last, quiet steps it must
-# bend as sharply as the edge, and what it blurs leaks out. Two things help: many times of the loss where there is little noise
-# (`worlds-rgdm` draws half of them there), and many points in a batch, for few of them are near the edge. Still all six trainings
-# have too little inside, by one and a half to two and a half percent of everything. A tenth to a fifth of that is the base's: it has a little
-# too little in the disc, and a tilt multiplies odds. The seeds scatter by a few thousandths. The rest is the edge, and with three seeds it breaks the
-# claim that one seed had kept by a hair.
+# bend as sharply as the edge, and what it blurs leaks out. Three things help: many times of the loss where there is little noise
+# (`worlds-rgdm` draws half of them there), many points in a batch, for few of them are near the edge, and many steps: eight times
+# the mixture's. (With half of them, in a trial that does not ship, the same six trainings were 0.014 to 0.023 short.) Still all six
+# have too little inside, by half a percent to nearly two percent of everything. A tenth to a half of that is the base's: it has a little
+# too little in the disc, and a tilt multiplies odds. The rest is the edge.
 #
 # More training is not better everywhere. A round learns from some thousand points, and a network that trains on them for too long
-# learns *them*; then the paths of its own samples carry worse weights. (So it went on the ring in trials that do not ship: the
-# indicator's settings left fewer effective samples, and twice the learning rate lost some samples altogether.)
+# learns *them*; then the paths of its own samples carry worse weights. (So it went on the ring in trials that do not ship: with four times the
+# steps it had fewer effective samples in the end, and twice the learning rate lost some samples altogether.) Too little is no better: with the
+# mixture's steps, two thirds of what it has here, one of three models of the ring was 2.0 floors off, though its pool was as good as the others'.
 
 # %%
 worst = {}
@@ -796,11 +797,11 @@ for share, errors in inside.items():
     of_base = of_base / (of_base + (1 - of_base) * math.exp(-1 / found["tau"])) - found["exact_reward"]
     print(f"indicator, {share} %: mass inside minus the exact {found['exact_reward']:.3f}:",
           ", ".join(f"{error:+.4f}" for error in errors) + f"; of that the base's {of_base:+.4f}")  # fmt: skip
-    assert all(-0.025 < error < -0.012 for error in errors) and -0.004 < of_base < -0.001  # what the text above says
+    assert all(-0.02 < error < -0.004 for error in errors) and -0.004 < of_base < -0.001  # what the text above says
 broken_off = min(targets["worlds"]["mixture8d"]["10"]["runs"], key=lambda one: one["ess"])
 assert broken_off["evaluations"] == 10_000 and broken_off["ess"] < 1000 and broken_off["pool_over_floor"] > 1.9
-at_10 = sorted(targets["worlds"]["ring"]["10"]["runs"], key=lambda one: one["over_floor"])
-assert at_10[-1]["pool_over_floor"] < at_10[1]["pool_over_floor"] + 0.1 < at_10[-1]["over_floor"] - 0.4
+at_10 = max(targets["worlds"]["ring"]["10"]["runs"], key=lambda one: one["over_floor"])
+assert at_10["pool_over_floor"] > 1.3 and abs(at_10["over_floor"] - at_10["pool_over_floor"]) < 0.1
 run.metric("indicator_mass_error", max(abs(e) for errors in inside.values() for e in errors), "1", targets["judged"],
            f"share of samples in the indicator's region minus the exact payoff's, {POINTS}; largest over effective shares of "
            "10 and 40 % and training seeds")  # fmt: skip

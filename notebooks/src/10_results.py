@@ -421,8 +421,6 @@ REASONS = {
                          "one random time a sample the ratio is "
                          f"{ours('gradient_variance_ratio_ess40_one_draw', '.0f', '06_payoff_sampling')}, with all times, as "
                          "both are used, a single digit. Lower variance is not a theorem",
-    "indicator": "the payoff jumps at the region's edge and a network does not: at the last, quiet steps it blurs the edge, and what it "
-                 "blurs leaks out. One training seed stayed below the bound, the worst of six trainings is above it by a sixth",
     "8d-ddpo": "a policy gradient that has the price of the KL in its objective, its whole gradient included, aims at the payoff "
                "too and gets there. Without that price the factor is at least "
                f"{ours('ddpo_without_kl_over_rgdm_reward_evaluations', '.0f', ON)}: it never arrives",
