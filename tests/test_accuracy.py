@@ -120,5 +120,11 @@ def test_an_edge_is_trained_longer_at_less_noise(tmp_path, monkeypatch):
     monkeypatch.setattr(accuracy, "_run", fit)
     monkeypatch.setattr(accuracy, "_beside", lambda *_: {})
     accuracy.measure("quick", tmp_path)
-    assert seen["ring"] == {"steps": 20, "batch": 64, "noise": 0.1}
-    assert seen["indicator"] == seen["rare mode"] == {"steps": 80, "batch": 64, "noise": 0.05}
+    names = {
+        "8-D mixture": (20, 0.1),
+        "ring": (30, 0.1),
+        "rare mode": (80, 0.05),
+        "indicator": (160, 0.05),
+    }
+    for name, (steps, noise) in names.items():
+        assert seen[name] == {"steps": steps, "batch": 64, "noise": noise}
