@@ -736,9 +736,9 @@ run.figure(fig, "reward_kl_plane",
 # %%
 targets = json.loads(data_path("worlds/rgdm.json").read_text())
 POINTS = f"{targets['judged']:,} points, mean of {targets['draws']} draws"
-columns = ("reward", "exact", "KL", "exact", "floors", "its pool", "exact denoiser", "base", "rewards", "effective")
-widths = [max(9, len(name) + 3) for name in columns]
-print(f"{'':<16}" + "".join(f"{name:>{w}}" for name, w in zip(columns, widths, strict=True)))
+columns = ("reward", "exact", "KL", "exact", "floors", "its pool", "denoiser", "base", "rewards", "effective")
+widths = [max(7, len(name) + 2) for name in columns]
+print(f"{'':<15}" + "".join(f"{name:>{w}}" for name, w in zip(columns, widths, strict=True)))
 for name, by_share in targets["worlds"].items():
     for share, found in sorted(by_share.items(), key=lambda one: -float(one[0])):
         sampler = found.get("exact_denoiser", {}).get("over_floor", math.nan)
@@ -747,10 +747,10 @@ for name, by_share in targets["worlds"].items():
                      one["pool_over_floor"], sampler, found["base"]["over_floor"], one["evaluations"], one["ess"])  # fmt: skip
             digits = 4 * [3] + 4 * [2] + 2 * [0]
             words = "".join(f"{x:>{w},.{k}f}" for x, w, k in zip(cells, widths, digits, strict=True))
-            print(f"{name + ' ' + share + ' %':<16}{words}")
+            print(f"{name + ' ' + share + ' %':<15}{words}")
 
 # %% [markdown]
-# Read a line from the right. The base was far away. The exact denoiser says what the sampler's steps cost (for the indicator it would
+# Read a line from the right. The base was far away. The exact *denoiser* says what the sampler's steps cost (for the indicator it would
 # take an hour: nan); *its pool*, the weighted samples that RGDM was trained on, what the base network's own errors and the finite number of
 # effective samples cost. A few points of the pool carry much of the weight and come again in every draw; a network smooths that out, and may
 # end nearer than its pool. Chance moves all of these by some tenths. (The KL is estimated from neighbours' distances, with an error
