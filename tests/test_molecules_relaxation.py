@@ -79,7 +79,7 @@ def test_names():
     assert control == "relaxation_heavy7_control_seed1_samples.npz"
     guided = relaxation.relaxation_name("guided", 2, ending=".safetensors")
     assert guided == "relaxation_heavy7_seed2.safetensors"
-    with pytest.raises(ValueError, match="no kind 'data': choose from base, control"):
+    with pytest.raises(ValueError, match="no kind 'data': choose from real, base, control"):
         relaxation.relaxation_name("data", 0)
 
 
@@ -118,11 +118,13 @@ def test_the_strength_is_where_the_line_meets_the_payoffs_energy(tmp_path, monke
 def test_experiment_from_the_control_judged_by_all_models(tmp_path):
     paths = relaxation.guide_relaxation("quick", tmp_path, seeds=(0,))
     assert [path.name for path in paths] == [
-        f"relaxation_heavy7_{kind}_samples.npz" for kind in ("base", "control_seed0", "seed0")
+        f"relaxation_heavy7_{kind}_samples.npz"
+        for kind in ("base", "real", "control_seed0", "control_of_data_seed0", "seed0")
     ]
-    base, control, guided = (load_set(path) for path in paths)
-    assert [len(s) for s in (base, control, guided)] == [40, 10, 10]
-    for molecules in (base, control):
+    base, real, control, control_of_data, guided = sets = [load_set(path) for path in paths]
+    assert [len(s) for s in sets] == [40, 10, 10, 10, 10]
+    assert set(real.split) <= {1, 2}  # none that the base was trained on
+    for molecules in (base, real, control, control_of_data):
         stable = judges.stability(molecules) == 1
         for name in relaxation.COLUMNS:
             value = torch.from_numpy(molecules.property(name))
@@ -130,8 +132,9 @@ def test_experiment_from_the_control_judged_by_all_models(tmp_path):
     one = int(np.flatnonzero(np.isfinite(base.property("relaxation_gfn2")))[0])
     again = judges.relaxation_energy("GFN2-xTB", workers=1)(base.subset([one]))
     assert base.property("relaxation_gfn2")[one] == pytest.approx(float(again), rel=1e-3)
-    positions = load_guided("model", 100, 0).subset(range(len(control))).positions
-    assert np.array_equal(control.positions, positions)
+    for found, reference in ((control, "model"), (control_of_data, "data")):
+        positions = load_guided(reference, 100, 0).subset(range(len(found))).positions
+        assert np.array_equal(found.positions, positions)
     weights = [
         load_model(path)[0].state_dict()
         for path in (

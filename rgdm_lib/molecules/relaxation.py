@@ -45,7 +45,7 @@ SHARE = 40  # effective sample size in % of the samples with a value
 POOL = {"quick": 40, "laptop": 4000, "full": 10_000}  # of the reference: the reward evaluations
 SAMPLES = {"quick": 10, "laptop": 1000, "full": 10_000}
 PART = 250  # molecules between two files of energies
-KINDS = ("base", "control", "guided", "strengthened")
+KINDS = ("real", "base", "control", "control_of_data", "guided", "strengthened")
 
 
 def relaxation_name(
@@ -59,8 +59,10 @@ def relaxation_name(
     if kind not in KINDS:
         raise ValueError(f"no kind {kind!r}: choose from {', '.join(KINDS)}")
     middle = {
+        "real": "real",
         "base": "base",
         "control": f"control_seed{seed}",
+        "control_of_data": f"control_of_data_seed{seed}",
         "guided": f"seed{seed}",
         "strengthened": f"seed{seed}_strengthened",
     }[kind]
@@ -114,8 +116,9 @@ def guide_relaxation(preset: str, out: Path, seeds: tuple = SEEDS, lr: float = 1
     """RGDM with relaxation energy as reward, and all energies of base, control and guided model.
 
     The control, from which RGDM starts, is that of the QED experiment: trained the same way on
-    the base's samples that have a value, which are the same here. A set that is there is not made
-    again.
+    the base's samples that have a value, which are the same here. Two rows say what its own samples
+    cost: the control of real molecules, trained as long on those, and held-out molecules
+    themselves. A set that is there is not made again.
     """
     home, dataset = output_folder(preset, out), DATA[preset]
 
@@ -125,11 +128,14 @@ def guide_relaxation(preset: str, out: Path, seeds: tuple = SEEDS, lr: float = 1
 
     written: list[Path] = []
     base = load_set(base_file(dataset, "_samples.npz")).subset(range(POOL[preset]))
-    target = relaxation_target(energies_of("base", 0, base))
+    target, n = relaxation_target(energies_of("base", 0, base)), SAMPLES[preset]
+    data = load_qm9(dataset)
+    held_out = data.subset(data.split > 0)
+    energies_of("real", 0, held_out.subset(range(min(n, len(held_out)))))
     for seed in seeds:
-        n, path = SAMPLES[preset], home / relaxation_name("guided", seed, dataset)
-        control = load_guided("model", 100, seed, dataset).subset(range(n))
-        energies_of("control", seed, control)
+        path = home / relaxation_name("guided", seed, dataset)
+        for kind, reference in (("control", "model"), ("control_of_data", "data")):
+            energies_of(kind, seed, load_guided(reference, 100, seed, dataset).subset(range(n)))
         weights = guided_name("model", 100, seed, dataset, ".safetensors")
         network, _ = load_model(data_path(f"molecules/{weights}"))
         if preset != "quick":
