@@ -201,12 +201,13 @@ def measure(preset: str, out: Path, world: str = "") -> Path:
         raise ValueError(f"no world {world!r}; there are {', '.join(TARGETS)}")
     size, diffusion = PRESETS[preset], Diffusion(fine_schedule(PRESETS[preset]["T"]))
     command = f"python -m rgdm_lib.course experiment worlds-rgdm --preset {preset}"
-    table: dict[str, Any] = {"command": command, **size, "worlds": {}}
+    table: dict[str, Any] = {"command": command, **size, "fit": {}, "worlds": {}}
     for name in [world] if world else TARGETS:
         target = TARGETS[name]
         where, n = target.make(), int(target.factor * size["n"])
         fit = {k: type(size[k])(factor * size[k]) for k, factor in target.fit.items()}
         base = _pretrained(target, where, diffusion, size, out)
+        table["fit"][name] = {key: (size | fit)[key] for key in ("steps", "batch", "noise")}
         table["worlds"][name] = {}
         for share in target.shares:
             found = kept(

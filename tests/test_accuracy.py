@@ -20,6 +20,8 @@ def table(tmp_path_factory):
 def test_a_table_of_all_worlds(table):
     content = json.loads(table.read_text())
     assert list(content["worlds"]) == sorted(accuracy.TARGETS)
+    assert content["fit"]["ring"] == {"steps": 30, "batch": 64, "noise": 0.1}
+    assert content["fit"]["mixture8d"]["steps"] == content["steps"] == 20
     for name, target in accuracy.TARGETS.items():
         by_share = content["worlds"][name]
         assert sorted(by_share) == sorted(str(share) for share in target.shares)

@@ -358,23 +358,24 @@ table(
          standing("conditional")],
         ["2. Few samples wanted, rewards cheap?", "*best of n*, *particles*: train nothing (06)",
          f"particles {floors('particles')} floors at {spent('particles')}; best of n {floors('best_of_n')} at "
-         f"{spent('best_of_n')}"],
+         f"{spent('best_of_n')}; {standing('particles')}; {standing('best-of-n')}"],
         ["3. Only a higher reward wanted, no exact tilt?", "*best of n*; watch what else moves",
          f"DDPO without a price on the KL: reward {np.mean(ends(rivals['ddpo']['other_sizes'], 'reward')):.0f} after {many:,} where "
          f"the payoff has {rivals_table['exact_reward']:.2f}, and {floors('ddpo', many)} floors away"],
         ["4. Has the reward a gradient?", "use it on the *soft value*, not on the denoised guess (06)",
-         f"gradient of the reward {floors('reward_gradient')} floors, of a learned value {floors('value_guidance')}"],
+         f"gradient of the reward {floors('reward_gradient')} floors, of a learned value {floors('value_guidance')}; "
+         f"{standing('soft-value')}"],
         ["5. Rewards very dear, slower samples acceptable?", "*value guidance*",
-         f"{floors('value_guidance', few)} floors at {few:,} rewards, RGDM {floors('rgdm', few)}"],
+         f"{floors('value_guidance', few)} floors at {few:,} rewards, RGDM {floors('rgdm', few)}; {standing('few-rewards')}"],
         ["6. Some thousand rewards, and a plain model at the end?", "**RGDM** (07)",
          f"{floors('rgdm', some)} floors at {some:,} rewards, {floors('rgdm')} at {spent('rgdm')}; {standing('8d')}"],
         ["7. Many temperatures or wishes, one training?", "a network that *reads the reward*",
-         f"{floors('conditional')} floors, if the rewards asked for are drawn from the payoff's"],
+         f"{floors('conditional')} floors, if the rewards asked for are drawn from the payoff's; {standing('reads-reward')}"],
         ["8. Does no sample of the model meet the wish (an ESS near 1)?", "*temper* with balance weights (06), or a policy "
          "gradient with a price on the KL (04)",
          f"{standing('tempering-balanced')}; DDPO with KL {floors('ddpo_kl')} floors"],
         ["9. Tempted to iterate weights?", "only with weights back to the fixed target",
-         f"without them {floors('reward_weighted')} floors; after 4 rounds a temperature {drift} times too cold"],
+         f"without them {floors('reward_weighted')} floors; after 4 rounds a temperature {drift} times too cold; {standing('iterated')}"],
     ],
 )  # fmt: skip
 
