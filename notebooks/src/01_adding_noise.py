@@ -337,8 +337,8 @@ for name, s in candidates.items():
     snr = s.alpha_bar[1:] / (1 - s.alpha_bar[1:])
     tenths = snr[[0, *range(9, T, 10)]]
     factors = tenths[:-1] / tenths[1:]
-    print(f"{name:<11}", " ".join(f"{float(f):9,.1f}" for f in factors),
-          f"  inner eight: {float(factors[1:-1].min()):.1f} to {float(factors[1:-1].max()):.1f}")
+    print(f"{name:<11}", "".join(f"{float(f):8,.1f}" for f in factors[:-1]), f"{float(factors[-1]):11,.1f}")
+    print(f"{'':<11} inner eight: {float(factors[1:-1].min()):.1f} to {float(factors[1:-1].max()):.1f}")
 
 # %% [markdown]
 # Not the same factor everywhere: between its first and last tenth the cosine schedule's factors go from 1.9 to 4.2,

@@ -1561,7 +1561,7 @@ relaxed = {kind: relaxation.load_relaxation(kind) for kind in relaxation.KINDS}
 toward = relaxation.relaxation_target(relaxed["base"])
 one_each = {kind: np.ones(len(molecules)) for kind, molecules in relaxed.items()}
 laws = {"base": ("base", one_each["base"]), "payoff": ("base", toward.log_weight.exp().numpy()),
-        **{kind: (kind, one_each[kind]) for kind in ("control", "guided", "strengthened")}}  # fmt: skip
+        **{kind: (kind, one_each[kind]) for kind in ("control", "guided", "strengthened", "control_of_data", "real")}}  # fmt: skip
 
 
 def mean_energy(kind, column):
@@ -1579,7 +1579,7 @@ over_base = {kind: {c: energy[kind][c][0] / energy["base"][c][0] for c in relaxa
 rows = []
 for kind, (of, _) in laws.items():
     share = "" if kind == "payoff" else f"{np.isfinite(relaxed[of].property('relaxation_gfn2')).mean():.0%}"
-    rows.append([kind, share, *(f"{1000 * m:.1f} ± {1000 * e:.1f}" for m, e in energy[kind].values()),
+    rows.append([kind.replace("_", " "), share, *(f"{1000 * m:.1f} ± {1000 * e:.1f}" for m, e in energy[kind].values()),
                  *(f"{x:.2f}" for x in over_base[kind].values())])  # fmt: skip
 names = list(relaxation.COLUMNS.values())
 print(f"{toward.ess:,.0f} effective of {len(relaxed['base']):,} samples; strength {relaxed['strengthened'].property('strength')[0]:.2f}")
@@ -1589,7 +1589,8 @@ table(["", "with a value", *(f"{name}, meV an atom" for name in names), *(f"{nam
 fig, axes = plt.subplots(1, 2, figsize=(10, 3.4), sharey=True)
 bins_energy = np.geomspace(1e-3, 0.5, 31)
 for ax, column, what in zip(axes, ("relaxation_gfn2", "relaxation_gfn1"), ("the reward's model", "a judge"), strict=True):
-    for (kind, (of, weight)), colour in zip(laws.items(), ("0.8", "k", "C3", "C0", "C2"), strict=True):
+    for kind, colour in zip(("base", "payoff", "control", "guided", "strengthened"), ("0.8", "k", "C3", "C0", "C2"), strict=True):
+        of, weight = laws[kind]
         value = relaxed[of].property(column)
         there = np.isfinite(value)
         ax.hist(value[there], bins_energy, weights=weight[there] / weight[there].sum(), color=colour, lw=1.5, label=kind,
@@ -1603,11 +1604,11 @@ run.figure(fig, "relaxation",
            see="both panels show one picture: what the reward's model says, a judge that it never asked says too.")  # fmt: skip
 
 # %%
-few = min(len(molecules) for molecules in relaxed.values())  # uniqueness needs equal numbers
-quality = {kind: metrics.evaluate(molecules.subset(range(few))) for kind, molecules in relaxed.items()}
+few = min(len(relaxed[kind]) for kind in ("control", "guided", "strengthened"))  # uniqueness needs equal numbers
+quality = {kind: metrics.evaluate(relaxed[kind].subset(range(few))) for kind in ("base", "control", "guided", "strengthened")}
 columns = {"mol_stable_edm": "molecules stable", "valid_edm": "valid", "unique_edm": "unique"}
 table([f"{few:,} samples each", *columns.values()],
-      [[kind, *(f"{quality[kind][c]:.1%}" for c in columns)] for kind in relaxed])  # fmt: skip
+      [[kind, *(f"{score[c]:.1%}" for c in columns)] for kind, score in quality.items()])  # fmt: skip
 for kind, word in (("guided", "_at_1"), ("strengthened", "")):
     for column, method in relaxation.COLUMNS.items():
         suffix = {"relaxation_gfn1": "", "relaxation_gfn2": "_reward", "relaxation_mmff94": "_mmff94"}[column]

@@ -100,6 +100,8 @@ CLAIMS = (
           "gradient_variance_ratio_ess40", "laptop", ((">=", 10),)),
     _ring("quick", 4),
     _ring("laptop", 1.5),
+    Claim("ring-worst", "so do all three trainings of the long experiment: the worst of them",
+          "07_rgdm", "sw_over_floor_ring_worst", "laptop", (("<=", 1.5),)),
     Claim("rare", "RGDM with at most 50,000 reward evaluations reaches the exact payoff of a mode "
           "that had a thousandth of the reference, from a base that was pretrained on more of it",
           "07_rgdm", "sw_over_floor_rare", "laptop", (("<=", 5),)),
