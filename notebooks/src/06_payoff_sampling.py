@@ -1343,18 +1343,18 @@ for weighting in ("simple", "likelihood"):
 # - **The weighting does most of it.** Simple weights alone more than halve REINFORCE's own relative variance: the likelihood listens most
 #   to times near the data, where both targets are equally noisy. Denoising may weigh times as it likes, since its optimum
 #   stays. A policy gradient that does so no longer climbs $\mathbb E[r]$.
-# - **The target does little**: at an ESS of 40 % and simple weights a factor about 1 (0.9 to 1.5 in quick, by the seed, and 1.2 in laptop), and under
+# - **The target does little**: at an ESS of 40 % and simple weights a factor about 1 (0.9 to 1.5 in quick, by the seed, and 1.1 to 1.3 in laptop), and under
 #   the likelihood's nothing to count on (0.5 to 1.4). The baseline, weights less 1, gives another factor of 1.5 to 1.9.
 # - **The draws help REINFORCE most.** Using all times gains it nearly the factor $T$, since the noises of its steps are independent.
 #   Imitation gains less: a sample's weight is the same at all times. So with one random time each the ratio looks grander, and
 #   the more so the longer the chain. But nobody walks a path of $T$ steps and then uses one.
 # - **The temperature decides what is left.** At an ESS of 80 % nearly all weights are 1, and the plain form drowns in the score's
 #   noise, as it did for the Gaussian; the baseline $w - 1$ gives the factor back. At 10 % the weights' own variance takes
-#   some of it: a tenth in laptop (3.9 against 4.3), a third to three quarters in quick.
+#   some of it: a tenth to two fifths in laptop, a third to three quarters in quick.
 #
-# A first look had promised a factor of 10 to 30 at an ESS of 40 %. As both are used it is a single digit: 2 to 5 in quick, 4.3 in laptop. With one
-# random time a sample it is 9 to 22 in quick, whose chain has 50 steps, and 67 in laptop, whose chain has 200: such a number says how long the chain
-# is. (All these: `data/reference/06_payoff_sampling.quick.json`, three seeds, and `.laptop.json`, one.)
+# A first look had promised a factor of 10 to 30 at an ESS of 40 %. As both are used it is a single digit: 2 to 5 in quick, 3.2 to 4.3 in laptop. With one
+# random time a sample it is 9 to 22 in quick, whose chain has 50 steps, and 39 to 66 in laptop, whose chain has 200: such a number says how long the chain
+# is. (All these: `data/reference/06_payoff_sampling.quick.json`, and `.laptop.json`, three seeds each.)
 #
 # So "lower variance" is not a theorem. What does help RGDM is something else: one batch of rewards serves many steps, since its target does not
 # move.
