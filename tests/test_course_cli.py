@@ -309,16 +309,17 @@ def test_the_code_of_a_result_is_what_the_notebook_runs(example_folder, tmp_path
     notebook = example_folder / f"{NAME}.ipynb"
     before = provenance.code_hash(notebook)
 
-    def after(name):
-        """The hash with a line added to a file of the package."""
+    def after(name, added="more = 1\n"):
+        """The hash with something added to a file of the package."""
         text = (package / name).read_text()
-        (package / name).write_text(text + "# more\n")
+        (package / name).write_text(text + added)
         found = provenance.code_hash(notebook)
         (package / name).write_text(text)
         return found
 
     assert after("course/notebook.py") != before  # imported by the notebook
     assert after("course/results.py") != before  # imported by what it imports
+    assert after("course/notebook.py", "# more\n") == before  # does not run
     assert after("molecules/egnn.py") == before  # nothing of the notebook's
     for text, replacement, same in (
         ("mean of the draws", "mean of draws", False),
@@ -329,6 +330,22 @@ def test_the_code_of_a_result_is_what_the_notebook_runs(example_folder, tmp_path
         folder.mkdir()
         broken_copy(example_folder, folder, text, replacement)
         assert (provenance.code_hash(folder / notebook.name) == before) is same
+
+
+@pytest.mark.parametrize(
+    ("text", "runs"),
+    [
+        ('"""What."""\n\nx = 1  # why\n', "x = 1"),
+        ("# alone\nx = (1,\n     # inside\n\n     2)\n", "x = (1,\n     2)"),
+        ('def f():\n    """What.\n\n    More.\n    """\n    return 1\n', "def f():\n    return 1"),
+        ('class A(Exception):\n    """What."""\n\n\nx = 1\n', "class A(Exception):\nx = 1"),
+        ('x = """a # b\n\nc"""\n', 'x = """a # b\n\nc"""'),
+        ('f(\n    "a # b"\n)\n', 'f(\n    "a # b"\n)'),
+        ('x = f"{y} # z"  # why', 'x = f"{y} # z"'),
+    ],
+)
+def test_comments_and_docstrings_do_not_run(text, runs):
+    assert provenance.what_runs(text) == runs
 
 
 def test_the_data_of_a_result_is_what_its_code_names(tmp_path, monkeypatch):

@@ -2,7 +2,9 @@
 
 import ast
 import hashlib
+import io
 import json
+import tokenize
 from pathlib import Path
 
 from rgdm_lib import _data
@@ -14,8 +16,9 @@ def code_hash(notebook: Path) -> str:
     """Return a sha256 over a notebook's code cells and what they import from the package.
 
     Imports are followed through the package's files. Of shipped data the checksums count of all
-    folders that the code names (``"molecules/..."``). The bootstrap cell, which only installs, does
-    not count. Raises ValueError for a file that is not a notebook.
+    folders that the code names (``"molecules/..."``). What does not run does not count: comments,
+    docstrings, the bootstrap cell, which only installs. Raises ValueError for a file that is not a
+    notebook.
     """
     cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
     digest = hashlib.sha256()
@@ -24,25 +27,48 @@ def code_hash(notebook: Path) -> str:
     for cell in cells:
         if cell["cell_type"] == "code" and "bootstrap" not in cell["metadata"].get("tags", []):
             text = "".join(cell["source"])
-            digest.update(text.encode() + b"\0")
-            texts.append(text)
+            texts.append(what_runs(text))
+            digest.update(texts[-1].encode() + b"\0")
             todo |= imported_files(text)
-    files: set[Path] = set()
+    files: dict[Path, str] = {}
     while todo:
-        files.add(path := todo.pop())
+        path = todo.pop()
         text = path.read_text(encoding="utf-8")
-        todo |= imported_files(text) - files
-        if path.name != "_data.py":  # its example of a name reads no data
-            texts.append(text)
-    for path in sorted(files):
+        files[path] = what_runs(text)
+        todo |= imported_files(text) - set(files)
+    for path, text in sorted(files.items()):
         digest.update(path.relative_to(_PACKAGE).as_posix().encode() + b"\0")
-        digest.update(path.read_bytes().replace(b"\r\n", b"\n") + b"\0")
+        digest.update(text.encode() + b"\0")
+    texts += files.values()
     if _PACKAGE / "_data.py" in files:
         for name, checksum in sorted(_data.read_manifest(_data.data_root()).items()):
             folder = name.partition("/")[0]
             if any(f'"{folder}/' in text or f'"{folder}"' in text for text in texts):
                 digest.update(f"{checksum}  {name}\n".encode())
     return digest.hexdigest()
+
+
+def what_runs(text: str) -> str:
+    """Python code without comments, docstrings and the lines that these or nothing stand on.
+
+    Cut by position, not printed anew: the same text on every version of Python. Raises SyntaxError
+    or ``tokenize.TokenError`` for code that Python cannot read.
+    """
+    lines, busy = text.split("\n"), set()
+    starts_line = True  # of a statement
+    tokens = list(tokenize.generate_tokens(io.StringIO(text).readline))
+    for token, after in zip(tokens, [*tokens[1:], None], strict=True):
+        (first, column), (last, _) = token.start, token.end
+        if token.type == tokenize.COMMENT:
+            lines[first - 1] = lines[first - 1][:column]
+        elif token.type in (tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT):
+            starts_line = True
+        elif token.type not in (tokenize.NL, tokenize.ENDMARKER):
+            alone = starts_line and after.type == tokenize.NEWLINE
+            if not (alone and token.type == tokenize.STRING):
+                busy.update(range(first, last + 1))
+            starts_line = False
+    return "\n".join(line.rstrip() for i, line in enumerate(lines, 1) if i in busy)
 
 
 def imported_files(text: str) -> set[Path]:
