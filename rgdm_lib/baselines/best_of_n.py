@@ -1,8 +1,9 @@
 """Best of N: draw N samples, keep the one with the highest reward. Nothing is trained.
 
 Its law is not the payoff distribution: for a reward without ties its density at x is the
-reference's times N F(r(x))^(N - 1), F being the distribution function of the reward. A sample costs
-N evaluations, every time; training pays once.
+reference's times N F(r(x))^(N - 1), F being the distribution function of the reward (Gui, Garbacea
+& Veitch 2024, arXiv 2406.00832; ties: Beirami et al. 2024, arXiv 2401.01879). A sample costs N
+evaluations, every time; training pays once.
 """
 
 from __future__ import annotations
