@@ -9,6 +9,7 @@ from rgdm_lib.molecules import qm9pack
 EXPERIMENTS = {
     "molecules-base": "rgdm_lib.molecules.experiments:train_base",
     "molecules-base-samples": "rgdm_lib.molecules.experiments:sample_base",
+    "molecules-correction": "rgdm_lib.molecules.correction:correct_base",
     "molecules-qed": "rgdm_lib.molecules.experiments:guide_qed",
     "molecules-strength": "rgdm_lib.molecules.experiments:strengthen_qed",
     "molecules-redraw": "rgdm_lib.molecules.experiments:redraw_qed",
