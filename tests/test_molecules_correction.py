@@ -1,16 +1,59 @@
 """Away from the base's own mistakes: the experiment in preset quick."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
 
-from rgdm_lib.molecules import correction
+from rgdm_lib.molecules import correction, rewards
 from rgdm_lib.molecules.data import load_qm9, load_set
 from rgdm_lib.molecules.experiments import base_file, sample_and_score
 from rgdm_lib.molecules.model import load_model
 
 
-def test_trained_on_all_samples_of_the_base_in_equal_weights(tmp_path, monkeypatch):
+def test_linear_reward_is_the_tilt_with_these_means():
+    """Coins of two strata: odds of 1 : 1 and 3 : 1 are multiplied by one factor of 3."""
+    coin = torch.tensor([0.0, 1.0] * 50 + [0.0, 1.0, 1.0, 1.0] * 25)
+    strata = torch.arange(200) // 100
+    reward = correction.linear_reward(coin[:, None], torch.tensor([(0.75 + 0.9) / 2]), strata)
+    assert reward[1] - reward[0] == pytest.approx(math.log(3))
+    for impossible in (1.0, 1.2):
+        with pytest.raises(ValueError, match="no weights of these 200 samples"):
+            correction.linear_reward(coin[:, None], torch.tensor([impossible]), strata)
+
+
+def test_the_samples_to_get_away_from_are_off_by_more_than_the_base():
+    """By the molecules themselves: atoms of a kind among those of the training part's sizes."""
+    train, plain = load_qm9().part("train"), correction.mistaken(more=0.0)
+    pool = plain.x0
+    assert float(plain.ess) == pytest.approx(10_000)  # those without a value, too
+    assert 0.2 < np.isnan(pool.property("qed")).mean() < 0.4
+    wrong = correction.mistaken(more=0.5)
+    weight = wrong.log_weight.exp().numpy()
+    sizes = np.bincount(pool.n_atoms, minlength=40) / len(pool)
+    assert np.bincount(pool.n_atoms, weight, 40) == pytest.approx(sizes)
+    likewise = (sizes / np.maximum(np.bincount(train.n_atoms, minlength=40), 1))[train.n_atoms]
+    likewise /= likewise.sum()
+
+    def atoms(molecules, element):
+        return np.add.reduceat(molecules.numbers == element, molecules.offsets[:-1])
+
+    for element in (6, 7, 8):
+        of_base, of_data = atoms(pool, element).mean(), likewise @ atoms(train, element)
+        off = weight @ atoms(pool, element) - of_data
+        assert off == pytest.approx(1.5 * (of_base - of_data), abs=0.01)
+    qed = pool.property("qed")
+    valued = np.isfinite(qed)
+    assert weight[valued].sum() == pytest.approx(valued.mean())
+    of_train = rewards.qed(train).numpy()
+    stable = np.isfinite(of_train)
+    right = np.average(of_train[stable], weights=likewise[stable])
+    found = np.average(qed[valued], weights=weight[valued])
+    assert found - right == pytest.approx(1.5 * (qed[valued].mean() - right), abs=1e-4)
+
+
+def test_trained_from_the_base_on_these_samples(tmp_path, monkeypatch):
     seen = {}
 
     def no_training(preset, out, path, network, target, seed, n, *rest):
@@ -19,12 +62,10 @@ def test_trained_on_all_samples_of_the_base_in_equal_weights(tmp_path, monkeypat
 
     monkeypatch.setattr(correction, "guide_set", no_training)
     correction.correct_base("quick", tmp_path)
-    target, base = seen["target"], load_model(base_file("heavy7"))[0]
-    without_value = np.isnan(target.x0.property("qed"))
-    assert len(target.x0) == 10_000 and 0.2 < without_value.mean() < 0.4
-    assert float(target.ess) == pytest.approx(10_000)
+    assert torch.equal(seen["target"].log_weight, correction.mistaken().log_weight)
     own = seen["network"].state_dict()
-    assert all(torch.equal(own[name], weight) for name, weight in base.state_dict().items())
+    base = load_model(base_file("heavy7"))[0].state_dict()
+    assert all(torch.equal(own[name], weight) for name, weight in base.items())
 
 
 def test_the_base_is_strength_1_and_beyond_it_lies_the_other_side_of_what_learned_from_it(tmp_path):
