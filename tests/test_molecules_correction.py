@@ -18,9 +18,8 @@ def test_linear_reward_is_the_tilt_with_these_means():
     strata = torch.arange(200) // 100
     reward = correction.linear_reward(coin[:, None], torch.tensor([(0.75 + 0.9) / 2]), strata)
     assert reward[1] - reward[0] == pytest.approx(math.log(3))
-    for impossible in (1.0, 1.2):
-        with pytest.raises(ValueError, match="no weights of these 200 samples"):
-            correction.linear_reward(coin[:, None], torch.tensor([impossible]), strata)
+    with pytest.raises(ValueError, match="no weights of these 200 samples"):
+        correction.linear_reward(coin[:, None], torch.tensor([1.2]), strata)
 
 
 def test_the_samples_to_get_away_from_are_off_by_more_than_the_base():
@@ -37,7 +36,7 @@ def test_the_samples_to_get_away_from_are_off_by_more_than_the_base():
     likewise /= likewise.sum()
 
     def atoms(molecules, element):
-        return np.add.reduceat(molecules.numbers == element, molecules.offsets[:-1])
+        return np.add.reduceat((molecules.numbers == element).astype(int), molecules.starts[:-1])
 
     for element in (6, 7, 8):
         of_base, of_data = atoms(pool, element).mean(), likewise @ atoms(train, element)
