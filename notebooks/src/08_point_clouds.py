@@ -914,7 +914,7 @@ run.metric("payoff_falling_share", float(weight[standing.reward == 0].sum()), "1
 # **Question.** Did training bring the model to the payoff distribution, and would something simpler have done?
 #
 # RGDM starts from the base and trains on the parametric shapes under their payoff weights: 600 steps for symmetry and for the logit of a
-# class at an effective share of 40 or 10 %, 1,800 for the rest (`control` has equal weights, and shows what training alone moves). Its
+# class at an effective share of 10 %, 1,800 for the rest (`control` has equal weights, and shows what training alone moves). Its
 # rivals are of three kinds.
 #
 # - **They learn from the same 12,000 shapes with their rewards**, in as many steps. `conditional_class` is told the label of each shape,
@@ -1240,25 +1240,33 @@ if key and base_ships:
     pool = payoff.Draw(few, reward["symmetry (units)"])
     symmetric_tau = payoff.temperature_for_ess(pool.reward, 0.4)
     of_base = payoff.Draw(made, rewards.symmetry(made))
-    of_model, weighted = rewards.symmetry(sets[key]), of_base.weigh(symmetric_tau)
-    level = {"base": of_base.reward.mean(), "the base's payoff": weighted.expectation(weighted.reward), "symmetric": of_model.mean()}
-    wanted_shares = exact.class_shares(label["base", ""], 3, weighted.log_weight)
-    shares = {"base": exact.class_shares(label["base", ""], 3), "the base's payoff": wanted_shares,
-              "symmetric": exact.class_shares(label[key], 3)}  # fmt: skip
-    table(["", "mean symmetry (units)", *(f"{c}s" for c in CLASSES)],
-          [[k, f"{float(v):.4f}", *(f"{float(x):.1%}" for x in shares[k])] for k, v in level.items()])  # fmt: skip
-    run.metric("symmetric_gap_closed", (level["symmetric"] - level["base"]) / (level["the base's payoff"] - level["base"]), "1",
-               len(of_model), "mean symmetry of RGDM's samples minus the base's, over that of the payoff of the base's law, tau "
-               "from an ESS of 40 % on parametric shapes")  # fmt: skip
-    run.metric("symmetric_ks", exact.ks_distance(of_model, of_base.reward, weighted.log_weight), "1", len(of_model),
-               "KS distance of the symmetry of RGDM's samples to the payoff of the base's law",
-               floor=exact.ks_floor(of_base.reward, weighted.log_weight, len(of_model)))  # fmt: skip
+    weighted = of_base.weigh(symmetric_tau)
+    payoff_level = float(weighted.expectation(weighted.reward))
+    base_level, wanted_shares = float(of_base.reward.mean()), exact.class_shares(label["base", ""], 3, weighted.log_weight)
+    base_shares, ks_floor = exact.class_shares(label["base", ""], 3), exact.ks_floor(of_base.reward, weighted.log_weight, len(sets[key]))
 
-    assert shares["base"][1] < shares["symmetric"][1] < wanted_shares[1]  # what the text below says
+    def symmetric_row(name, shares, level, ks=""):
+        return [name, f"{level:.4f}", *(f"{float(x):.1%}" for x in shares), ks]
+
+    table_rows = [symmetric_row("base", base_shares, base_level),
+                  symmetric_row("the base's payoff", wanted_shares, payoff_level, f"{ks_floor:.3f} (floor)")]  # fmt: skip
+    for own in [("symmetric", s) for s in seeds["symmetric"]]:
+        of_model, shares = rewards.symmetry(sets[own]), exact.class_shares(label[own], 3)
+        ks = exact.ks_distance(of_model, of_base.reward, weighted.log_weight)
+        table_rows.append(symmetric_row(f"symmetric, training seed {own[1]}", shares, float(of_model.mean()), f"{ks:.3f}"))
+        assert shares[1] > 2 * base_shares[1] and ks > 3 * ks_floor  # what the text below says
+        if own == key:
+            closed = (float(of_model.mean()) - base_level) / (payoff_level - base_level)
+            run.metric("symmetric_gap_closed", closed, "1", len(of_model), "mean symmetry of RGDM's samples minus the base's, "
+                       "over that of the payoff of the base's law, tau from an ESS of 40 % on parametric shapes")  # fmt: skip
+            run.metric("symmetric_ks", ks, "1", len(of_model), "KS distance of the symmetry of RGDM's samples to the payoff "
+                       "of the base's law", floor=ks_floor)  # fmt: skip
+    table(["", "mean symmetry (units)", *(f"{c}s" for c in CLASSES), "KS to the payoff"], table_rows)
 
 # %% [markdown]
-# Planes gain: nobody asked for them, but a reward of all classes picks the class that has most of it. The mean nearly arrives, the law less
-# so (`symmetric_ks`): the model makes fewer planes than the payoff has, and what it makes is more spread.
+# Planes gain: nobody asked for them, but a reward of all classes picks the class that has most of it. The mean arrives or nearly so, and
+# so do the classes; how many planes there are differs by ten points from one training seed to the next. The law of the reward does not
+# arrive (`symmetric_ks` is several floors).
 #
 # ### Real chairs
 # 52 chairs and 39 tables, modelled by people for an interior design program, have been neither trained on nor weighed

@@ -74,15 +74,16 @@ CLASSIFIER_TRAINING = {
 # What guides a model: a reward, and what sets tau. A share of the samples that is to be effective;
 # for a reward of two values, whose ties bound that share, tau itself: at 0.2 the odds of falling
 # go down by exp(5) = 148. The control has no reward, which is tau to infinity, and is all rewards'.
-# To favour a class is learned in a seventh of the base's steps, but for weights that differ little:
-# of the chairs due at 80 %, 0.56 of the samples, there were 0.50. Whether a chair stands hangs on
-# where its rear feet are: after as few steps half of what fell still fell. Both take ``long``er,
-# and so does a network that has to heed a condition. A model and its rivals have as many.
+# To favour a class by much is learned in a seventh of the base's steps. Weights that differ less
+# take ``long``er: after so few, of the chairs due at 80 %, 0.56 of the samples, there were 0.50,
+# and at 40 % three seeds had 0.85, 0.78 and 0.82. Whether a chair stands hangs on where its rear
+# feet are: half of what fell still fell. To heed a condition takes longer, too. A model and its
+# rivals have as many steps.
 WANTED = "chair"
 GUIDED = {
     "control": {"long": True},
     "class_ess80": {"reward": "class", "share": 0.8, "long": True},
-    "class_ess40": {"reward": "class", "share": 0.4},
+    "class_ess40": {"reward": "class", "share": 0.4, "long": True},
     "class_ess10": {"reward": "class", "share": 0.1},
     # the law of the class
     "class_probability": {"reward": "class_probability", "tau": 1.0, "long": True},
