@@ -121,7 +121,7 @@ CLAIMS = (
           "07_rgdm", "ddpo_over_rgdm_reward_evaluations", "laptop", ((">=", 10),)),
     _branch("particles", "for a crowd of samples, particles, which train nothing, end nearer to "
             "the payoff than RGDM", "particles_over_rgdm_distance", ("<=", 1)),
-    _branch("best-of-n", "the best of n, for any n tried, does not", 
+    _branch("best-of-n", "the best of n, for any n tried, does not",
             "best_of_n_over_particles_distance", (">=", 1.5)),
     _branch("soft-value", "steering by the reward's gradient at the denoised guess ends further "
             "away than steering by a learned soft value's",
@@ -164,6 +164,14 @@ CLAIMS = (
     _molecules("base-qed", "base_qed_error",
                "the base model's stable molecules have the QED of real ones of their sizes",
                (">=", -0.004), ("<=", 0.004)),
+    _molecules("corrected-elements", "corrected_element_error",
+               "guided away from what it learns from samples of its own it does: the share of no "
+               "element is off by more than a hundredth", ("<=", 0.01)),
+    _molecules("corrected-qed", "corrected_qed_error",
+               "so guided, its stable molecules have the QED of real ones of their sizes",
+               (">=", -0.004), ("<=", 0.004)),
+    _molecules("corrected-stable", "corrected_mol_stable",
+               "so guided, more of its molecules are stable, without any reward", (">=", 0.75)),
     _molecules("memorisation", "base_memorisation_ratio",
                "the base model's samples lie about as far from the training set as held-out "
                "molecules do", (">=", 0.5)),
