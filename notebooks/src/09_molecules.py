@@ -681,7 +681,7 @@ assert after["recovered_held_out"] > before["recovered_held_out"] > own_score["r
 #
 # What does it cost? A second network at every step, and a number, $s$, that was chosen by looking at the data. It is guidance, and inherits
 # its faults (03): no law follows from the formula for $s > 1$, at $s = 5$ fewer are stable again, and samples come closer to the training
-# molecules. And it teaches RGDM something: training on samples of the model's own has a price that has nothing to do with the reward. The
+# molecules and repeat each other more often (the columns memorisation and unique). And it teaches RGDM something: training on samples of the model's own has a price that has nothing to do with the reward. The
 # *control* of section 5 pays it, and so does every model of the reference *model*.
 
 # %% [markdown]
