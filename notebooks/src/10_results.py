@@ -433,6 +433,8 @@ REASONS = {
                f"{ours('ddpo_without_kl_over_rgdm_reward_evaluations', '.0f', ON)}: it never arrives",
     "relaxed-trained": "the control, trained on the base's own samples in equal weights, relaxes by twice the base's energy: a copy of samples keeps their errors and "
                        "adds its own. The reward takes that back, and no more; the strength does the rest (09, section 5)",
+    "clouds-shares": "the shares wander from one training to the next: at an effective share of 40 %, 90 and 81 % chairs for the payoff's 86. "
+                     "Three times the steps did not steady them (08, section 6)",
     "elements": BASE,
     "base-qed": BASE,
     "qed-trained-ess80": GAP,
