@@ -675,7 +675,8 @@ assert own_score["mol_stable_edm"] < before["mol_stable_edm"] < after["mol_stabl
 assert after["recovered_held_out"] > before["recovered_held_out"] > own_score["recovered_held_out"]
 
 # %% [markdown]
-# Worse, and by much; and the step the other way undoes it, past the base. More molecules are stable and valid, *more* of the held-out ones are
+# Worse, and by much, and not only where the weights ask for it: they left the share of stable molecules as it was. And the step the other way
+# undoes it, past the base. More molecules are stable and valid, *more* of the held-out ones are
 # found, which no network has seen: so this is not the cold sampler's trick, which narrows. Elements and QED come to the data's, as the
 # weights asked.
 #
