@@ -213,6 +213,24 @@ def strength(
 
 
 @equation(
+    "away-from-own",
+    mutations={
+        "toward its own": {"formula": lambda own, base, s: base + s * (own - base)},
+        "counted from the base": {"formula": lambda own, base, s: base + s * (base - own)},
+        "the base alone": {"formula": lambda own, base, s: s * base},
+    },
+)
+def away_from_own(
+    formula=lambda own, base, s: strengthen(lambda *_: base, lambda *_: own, s)(None, None),
+):
+    """A base that is off by 0.3, a copy that is off by half as much again: s = 3 is the data."""
+    x_t, t = torch.randn(7, 1, dtype=torch.float64), torch.tensor([1, 5, 10, 20, 30, 39, 40])
+    own, base = exact(1.45)(x_t, t), exact(1.3)(x_t, t)
+    close(formula(own, base, 3.0), exact(1.0)(x_t, t))
+    close(formula(own, base, 0.0), own)
+
+
+@equation(
     "matching-strength",
     mutations={
         "counted from 0": {"formula": lambda one, far, aim, s: s * (aim - one) / (far - one)},
