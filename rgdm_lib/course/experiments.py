@@ -11,6 +11,7 @@ EXPERIMENTS = {
     "molecules-base-samples": "rgdm_lib.molecules.experiments:sample_base",
     "molecules-correction": "rgdm_lib.molecules.correction:correct_base",
     "molecules-qed": "rgdm_lib.molecules.experiments:guide_qed",
+    "molecules-longer": "rgdm_lib.molecules.longer:guide_longer",
     "molecules-strength": "rgdm_lib.molecules.experiments:strengthen_qed",
     "molecules-redraw": "rgdm_lib.molecules.experiments:redraw_qed",
     "molecules-stability": "rgdm_lib.molecules.stability:guide_stability",

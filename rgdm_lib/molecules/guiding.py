@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,8 @@ def train_and_save(
     config: dict[str, Any],
     command: str,
     bf16: bool = True,
+    looks: Sequence[int] = (),
+    look: Callable[[int, nn.Module], None] | None = None,
 ) -> nn.Module:
     """Train a network from where it is; write its averaged weights and leave it with them.
 
@@ -44,6 +46,8 @@ def train_and_save(
         config: identifies the run, JSON.
         command: what makes the file, for its metadata.
         bf16: matrix products in bfloat16.
+        looks: steps, ascending, at which to stop for a ``look``.
+        look: (step, average so far); its random draws leave those of the training as they are.
 
     Returns the averaged network, ready to sample from.
     """
@@ -58,6 +62,11 @@ def train_and_save(
         checkpoint=checkpoint,
         config=config | {"steps": steps},
     )
+    for step in looks:
+        if trainer.step <= step:
+            average = trainer.run(until=step, log_every=100)
+            with torch.random.fork_rng():
+                look(step, average)
     average = trainer.run(log_every=100)
     network.load_state_dict(average.state_dict())
     history = trainer.history[:: max(1, len(trainer.history) // 200)]
