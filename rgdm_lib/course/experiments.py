@@ -10,6 +10,7 @@ EXPERIMENTS = {
     "molecules-base": "rgdm_lib.molecules.experiments:train_base",
     "molecules-base-samples": "rgdm_lib.molecules.experiments:sample_base",
     "molecules-correction": "rgdm_lib.molecules.correction:correct_base",
+    "molecules-corrected-qed": "rgdm_lib.molecules.correction:guide_corrected",
     "molecules-qed": "rgdm_lib.molecules.experiments:guide_qed",
     "molecules-longer": "rgdm_lib.molecules.longer:guide_longer",
     "molecules-strength": "rgdm_lib.molecules.experiments:strengthen_qed",

@@ -12,6 +12,7 @@ import itertools
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -335,7 +336,7 @@ def strengthen_set(
     preset: str,
     out: Path,
     path: Path,
-    pair: tuple[Denoiser, Denoiser],
+    sampler: Callable[[float], Denoiser],
     seed: int,
     n: int,
     levels: tuple[float, float, float],
@@ -347,7 +348,7 @@ def strengthen_set(
         preset: quick, laptop or full.
         out: folder of the trials.
         path: file of the samples, with property strength.
-        pair: guided model and its reference.
+        sampler: strength -> denoiser.
         seed: training seed; the guided model's own set has its noise, others have other noise.
         n: samples of each set.
         levels: of the payoff, the reference and the guided model.
@@ -357,8 +358,7 @@ def strengthen_set(
 
     def sample(file: Path, k: int, strength: float) -> None:
         noise = seed + len(SEEDS) * k
-        denoiser = strengthen(*pair, strength)
-        sample_and_score(denoiser, file, preset, noise, n, data, strength=strength)
+        sample_and_score(sampler(strength), file, preset, noise, n, data, strength=strength)
 
     def look(file: Path) -> tuple[float, float]:
         molecules = load_set(file)
@@ -407,7 +407,8 @@ def strengthen_qed(
             own = reward_level(stored_qed(load_set(at_one)))
             levels = payoff_level(wanted[share]), start, own
             n = GUIDED_SAMPLES[preset][share]
-            strengthen_set(preset, out, path, (guided, base), seed, n, levels, stored_qed)
+            sampler = partial(strengthen, guided, base)
+            strengthen_set(preset, out, path, sampler, seed, n, levels, stored_qed)
     return written
 
 

@@ -35,7 +35,7 @@ from rgdm_lib.molecules.model import (
     load_model,
 )
 from rgdm_lib.payoff import Draw, Weighted, _bisect, has_value
-from rgdm_lib.strength import payoff_level, reward_level
+from rgdm_lib.strength import payoff_level, reward_level, strengthen
 
 WANTED = 0.95  # the payoff's own share of stable molecules
 KINDS = ("control", "guided")
@@ -181,5 +181,6 @@ def strengthen_stability(preset: str, out: Path, seeds: tuple = SEEDS) -> list[P
         guided.load_state_dict(load_model(weights)[0].state_dict())
         at_one = load_set(home / stability_name("guided", seed, dataset))
         levels = aim, start, reward_level(judges.stability(at_one))
-        strengthen_set(preset, out, path, (guided, base), seed, n, levels, judges.stability)
+        sampler = functools.partial(strengthen, guided, base)
+        strengthen_set(preset, out, path, sampler, seed, n, levels, judges.stability)
     return written
