@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from rgdm_lib.molecules import correction, rewards
-from rgdm_lib.molecules.data import load_qm9, load_set
+from rgdm_lib.molecules import correction, experiments, rewards
+from rgdm_lib.molecules.data import load_qm9, load_set, save_set
 from rgdm_lib.molecules.experiments import base_file, sample_and_score
 from rgdm_lib.molecules.model import load_model
 
@@ -90,3 +90,61 @@ def test_the_base_is_strength_1_and_beyond_it_lies_the_other_side_of_what_learne
     assert corrected.read_bytes() == written
     with pytest.raises(ValueError, match="choose from own, corrected"):
         correction.correction_name("other")
+
+
+def test_two_directions_from_the_base_are_added():
+    base, own, guided = (lambda x, t, cond=None, k=k: k * x for k in (1.0, 0.5, 1.2))
+    eps = correction.corrected_toward(guided, base, own, 2.0, away=3.0)
+    one = torch.ones(1)
+    assert float(eps(one, one)) == pytest.approx(0.5 + 3 * (1 - 0.5) + 2 * (1.2 - 1))
+    # neither: the base; toward the reward alone: the guided model
+    assert float(correction.corrected_toward(guided, base, own, 0.0, away=1.0)(one, one)) == 1.0
+    plain = correction.corrected_toward(guided, base, own, 1.0, away=1.0)
+    assert float(plain(one, one)) == pytest.approx(1.2)
+
+
+def test_qed_from_the_corrected_base_at_strength_1_and_at_the_payoffs_mean(tmp_path, monkeypatch):
+    """Networks that answer with a number each: the base 0, its copy 1, the guided model 10."""
+    drawn = []
+
+    class Number(torch.nn.Module):
+        def __init__(self, value):
+            super().__init__()
+            self.value = value
+
+        def load_state_dict(self, state):
+            self.value = state
+
+        def state_dict(self):
+            return self.value
+
+        def forward(self, x_t, t, cond=None):
+            return torch.full_like(x_t, self.value)
+
+    def load(path):
+        values = {"_own": 1.0, "ess40": 10.0}
+        return Number(next((v for kind, v in values.items() if kind in path.name), 0.0)), {}
+
+    def sample(denoiser, path, preset, seed, n, data, strength):
+        value = float(denoiser(torch.zeros(1), torch.zeros(1)))
+        drawn.append((path.name, seed, strength, value))
+        qed = np.full(n, 0.43 + 0.02 * strength)
+        save_set(
+            path,
+            load_qm9().subset(range(n)).with_properties(qed=qed, strength=np.full(n, strength)),
+        )
+
+    monkeypatch.setattr(correction, "load_model", load)
+    monkeypatch.setattr(correction, "sample_and_score", sample)
+    monkeypatch.setattr(experiments, "sample_and_score", sample)
+    start = load_qm9().subset(range(40)).with_properties(qed=np.full(40, 0.43))
+    save_set(tmp_path / correction.correction_name("corrected"), start)
+    at_one, path = correction.guide_corrected("quick", tmp_path, shares=(40,))
+    target = experiments.targets(experiments.payoff_draw("data"))[40]
+    aim = float(target.expectation(target.reward))
+    assert drawn[0] == (at_one.name, 4, 1.0, -2 * 1.0 + 10.0)
+    assert [seed for _, seed, _, _ in drawn[1:]] == [0, 3, 6] and drawn[-1][0] == path.name
+    assert drawn[-1][2] == pytest.approx((aim - 0.43) / 0.02, rel=1e-3)
+    assert all(value == pytest.approx(-2 + 10 * s, rel=1e-5) for _, _, s, value in drawn)
+    assert correction.guide_corrected("quick", tmp_path, shares=(40,)) == [at_one, path]
+    assert len(drawn) == 4
