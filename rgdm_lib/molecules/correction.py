@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rgdm_lib._data import data_path
+from rgdm_lib._data import data_path, data_root, read_manifest
 from rgdm_lib.diffusion import Denoiser
 from rgdm_lib.molecules.data import MoleculeSet, load_qm9, load_set
 from rgdm_lib.molecules.experiments import (
@@ -72,6 +72,14 @@ def correction_name(kind: str, dataset: str = "heavy7", ending: str = "_samples.
 def load_correction(kind: str, dataset: str = "heavy7") -> MoleculeSet:
     """Shipped samples of the network that learned from the base's samples, or of the correction."""
     return load_set(data_path(f"molecules/{correction_name(kind, dataset)}"))
+
+
+def load_toward(share: int, seed: int = 0, dataset: str = "heavy7") -> list[MoleculeSet] | None:
+    """Shipped samples from the corrected base, at strength 1 and at its own; None if none ship."""
+    names = [f"molecules/{guided_name('data', share, seed, dataset, end)}" for end in GUIDED]
+    if not set(names) <= set(read_manifest(data_root())):
+        return None
+    return [load_set(data_path(name)) for name in names]
 
 
 def linear_reward(features: Tensor, means: Tensor, strata: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from ledger import close, equation
 from ledger.nb02 import SIGMA_MUTATIONS, STEP_MUTATIONS, check_sigma, check_step
 from rgdm_lib import payoff, schedules
 from rgdm_lib.diffusion import Diffusion
+from rgdm_lib.molecules.correction import corrected_toward
 from rgdm_lib.molecules.data import center
 from rgdm_lib.payoff import Draw
 from rgdm_lib.strength import matching_strength, strength_for, strengthen
@@ -228,6 +229,41 @@ def away_from_own(
     own, base = exact(1.45)(x_t, t), exact(1.3)(x_t, t)
     close(formula(own, base, 3.0), exact(1.0)(x_t, t))
     close(formula(own, base, 0.0), own)
+
+
+@equation(
+    "two-directions",
+    mutations={
+        "toward the mistake": {
+            "formula": lambda base, own, guided, w, s: (
+                base + (w - 1) * (own - base) + s * (guided - base)
+            )
+        },
+        "away from the copy, not the base": {
+            "formula": lambda base, own, guided, w, s: base + w * (base - own) + s * (guided - base)
+        },
+        "the tilt counted from the copy": {
+            "formula": lambda base, own, guided, w, s: (
+                base + (w - 1) * (base - own) + s * (guided - own)
+            )
+        },
+        "one strength for both": {
+            "formula": lambda base, own, guided, w, s: (
+                base + s * (2 * base - own + guided - 2 * base)
+            )
+        },
+    },
+)
+def two_directions(
+    formula=lambda base, own, guided, w, s: corrected_toward(
+        *(lambda *_, eps=eps: eps for eps in (guided, base, own)), s, w
+    )(None, None),
+):
+    """A base off by 0.3, a copy by 0.45, a student of part of the tilt: the tilted data exactly."""
+    x_t, t = torch.randn(7, 1, dtype=torch.float64), torch.tensor([1, 5, 10, 20, 30, 39, 40])
+    base, own, guided = (exact(m)(x_t, t) for m in (1.3, 1.45, 1.3 + LEARNED / TAU))
+    close(formula(base, own, guided, 3.0, 1 / LEARNED), exact(1.0 + 1 / TAU)(x_t, t))
+    close(formula(base, own, guided, 1.0, 1.0), guided)
 
 
 @equation(
