@@ -1,5 +1,8 @@
 """Distances between clouds and between sets of clouds: conventions and hand-made answers."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from scipy.optimize import linear_sum_assignment
@@ -33,6 +36,18 @@ def test_chamfer_and_emd_against_brute_force():
             emd[i, j] = d[linear_sum_assignment(d)].mean()
     assert np.allclose(metrics.chamfer_matrix(a, b), chamfer, rtol=1e-12)
     assert np.allclose(metrics.emd_matrix(a, b, 1, progress=False), emd, rtol=1e-12)
+
+
+def test_chamfer_where_tiny_numbers_are_flushed_to_0():
+    """As in notebooks, most points in one plane: balanced trees of scipy end the process then."""
+    code = (
+        "import numpy as np, torch; from rgdm_lib.shapes import metrics\n"
+        "assert torch.set_flush_denormal(True)\n"
+        "a = np.random.default_rng(0).normal(size=(4, 60, 3)); a[:, :40, 2] = 0\n"
+        "print(metrics.chamfer_matrix(a, a).diagonal().tolist())"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert run.stdout.strip() == "[0.0, 0.0, 0.0, 0.0]", run.returncode
 
 
 def test_emd_on_threads_is_the_same_and_tells_the_time(capsys):

@@ -188,6 +188,13 @@ CLAIMS = (
                "and it costs little validity", (">=", -0.03)),
     _molecules("stability", "stability_change_ess40",
                "and it costs little stability", (">=", -0.03)),
+    _molecules("qed-corrected", "qed_gap_closed_corrected_ess40",
+               "from the corrected base, too, QED moves as far as the payoff distribution does, at "
+               "an ESS of 40 % and a strength set on other samples", (">=", 0.9), ("<=", 1.1)),
+    _molecules("qed-corrected-law", "qed_ks_excess_corrected_ess40",
+               "and the whole distribution of QED comes along", ("<=", 0.05)),
+    _molecules("qed-corrected-stable", "stability_change_corrected_ess40",
+               "and it costs the corrected base little stability", (">=", -0.03)),
     _molecules("relaxed-trained", "relaxation_energy_ratio_at_1",
                "rewarded for a low relaxation energy by one physical model, a trained model's is "
                "lower than the base's by another one's word", ("<=", 0.8)),

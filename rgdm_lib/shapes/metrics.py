@@ -40,7 +40,9 @@ def _array(clouds: Clouds, name: str) -> np.ndarray:
 def _one_way(trees: list[KDTree], clouds: np.ndarray) -> np.ndarray:
     """(trees, clouds): mean squared distance from a cloud's points to the nearest in the tree."""
     flat = clouds.reshape(-1, 3)
-    order = KDTree(flat).indices  # neighbours in turn: what one reads of a tree the next needs too
+    # neighbours in turn: what one reads of a tree the next needs too. Not of a balanced tree: where
+    # points share a coordinate 0 that needs the least number above 0, which notebooks flush to 0
+    order = KDTree(flat, **_TREE).indices
     queries, squared = flat[order], np.empty((len(trees), len(flat)))
     for row, tree in zip(squared, trees, strict=True):
         row[order] = np.square(tree.query(queries, workers=-1)[0])

@@ -31,7 +31,11 @@ def normals(cloud: np.ndarray | Tensor) -> np.ndarray:
         ValueError: not one cloud (N, 3), or not finite.
     """
     points = _array(cloud)
-    near = KDTree(points).query(points, min(NEIGHBOURS, len(points)))[1].reshape(len(points), -1)
+    near = (
+        KDTree(points, balanced_tree=False)
+        .query(points, min(NEIGHBOURS, len(points)))[1]
+        .reshape(len(points), -1)
+    )
     patch = points[near] - points[near].mean(1, keepdims=True)
     return np.linalg.eigh(patch.transpose(0, 2, 1) @ patch)[1][:, :, 0]
 
