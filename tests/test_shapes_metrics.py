@@ -38,12 +38,13 @@ def test_chamfer_and_emd_against_brute_force():
     assert np.allclose(metrics.emd_matrix(a, b, 1, progress=False), emd, rtol=1e-12)
 
 
-def test_chamfer_where_tiny_numbers_are_flushed_to_0():
+def test_trees_where_tiny_numbers_are_flushed_to_0():
     """As in notebooks, most points in one plane: balanced trees of scipy end the process then."""
     code = (
-        "import numpy as np, torch; from rgdm_lib.shapes import metrics\n"
+        "import numpy as np, torch; from rgdm_lib.shapes import metrics, views\n"
         "assert torch.set_flush_denormal(True)\n"
         "a = np.random.default_rng(0).normal(size=(4, 60, 3)); a[:, :40, 2] = 0\n"
+        "views.normals(a[0])\n"
         "print(metrics.chamfer_matrix(a, a).diagonal().tolist())"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

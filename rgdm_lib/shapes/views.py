@@ -31,11 +31,9 @@ def normals(cloud: np.ndarray | Tensor) -> np.ndarray:
         ValueError: not one cloud (N, 3), or not finite.
     """
     points = _array(cloud)
-    near = (
-        KDTree(points, balanced_tree=False)
-        .query(points, min(NEIGHBOURS, len(points)))[1]
-        .reshape(len(points), -1)
-    )
+    # not balanced: see metrics._one_way
+    tree = KDTree(points, balanced_tree=False)
+    near = tree.query(points, min(NEIGHBOURS, len(points)))[1].reshape(len(points), -1)
     patch = points[near] - points[near].mean(1, keepdims=True)
     return np.linalg.eigh(patch.transpose(0, 2, 1) @ patch)[1][:, :, 0]
 
