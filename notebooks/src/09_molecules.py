@@ -1468,6 +1468,16 @@ def nitrogen_off(molecules, share):
     return float(element_shares(own)[nitrogen] - element_shares(train, weight)[nitrogen])
 
 
+def floor_of(molecules, share, repeats=20):
+    """What exact samples of the payoff, as many as have a value here, score in KS."""
+    weight, count = from_data[share].log_weight.exp(), int(np.isfinite(molecules.property("qed")).sum())
+    exact = (pools["data"].reward[torch.multinomial(weight, count, replacement=True)] for _ in range(repeats))
+    return float(np.mean([ks_to_payoff(sample.numpy(), "data", share) for sample in exact]))
+
+
+smiles_of_train = np.array(metrics.smiles_edm(train)[0], dtype=object)
+
+
 def on_the_way(name, molecules, share, strength):
     """A row of the table, and its numbers."""
     own = molecules.property("qed")
@@ -1489,17 +1499,13 @@ for share, (at_one, at_own) in toward.items():
     for name, (molecules, strength) in kinds.items():
         row, by_way[share, name] = on_the_way(name, molecules, share, strength)
         rows.append(row)
+    exact = torch.multinomial(from_data[share].log_weight.exp(), few, replacement=True).numpy()
+    rows.append([f"{share} %", "the payoff itself", "", f"{qed_payoff['data', share]:.4f}", "1", f"{floor_of(at_own, share):.3f} (floor)", "100 %", "100 %",
+                 f"{len(set(smiles_of_train[exact])) / few:.1%}", "", "0"])  # fmt: skip
 table(["ESS", "", "s", "QED", "gap closed, from the corrected base", "KS to the payoff", "stable", "valid", f"unique of {few:,}",
        "memorisation", "nitrogen, minus the payoff's"], rows)  # fmt: skip
 
 # %%
-def floor_of(molecules, share, repeats=20):
-    """What exact samples of the payoff, as many as have a value here, score in KS."""
-    weight, count = from_data[share].log_weight.exp(), int(np.isfinite(molecules.property("qed")).sum())
-    exact = (pools["data"].reward[torch.multinomial(weight, count, replacement=True)] for _ in range(repeats))
-    return float(np.mean([ks_to_payoff(sample.numpy(), "data", share) for sample in exact]))
-
-
 base_of_these = metrics.evaluate(corrected.subset(range(few)), train, held_out)
 for share, (_, at_own) in toward.items():
     found, count = by_way[share, "**toward it, at s**"], int(np.isfinite(at_own.property("qed")).sum())
@@ -1513,6 +1519,21 @@ for share, (_, at_own) in toward.items():
     for metric, key in (("stability", "mol_stable_edm"), ("validity", "valid_edm"), ("uniqueness", "unique_edm")):
         run.metric(f"{metric}_change_corrected_ess{share}", found[key] - base_of_these[key], "1", few,
                    f"share stable, valid or unique among the valid, by EDM's rule, minus the corrected base's, equal numbers; {how_made}")  # fmt: skip
+
+# %%
+first, both, alone = (by_way[40, name] for name in ("toward the payoff", "**toward it, at s**", "from the base as it is, at s"))
+assert 0.4 < first["closed"] < 0.65 and both["ks"] < alone["ks"]  # what the text below says
+assert both["mol_stable_edm"] > alone["mol_stable_edm"] + 0.1 and both["valid_edm"] > alone["valid_edm"]
+assert both["unique_edm"] < alone["unique_edm"] and 0 < both["off"] < alone["off"]
+
+# %% [markdown]
+# No. The directions hardly disturb each other. At $s = 1$ half of the gap is closed, as before. At the strength that meets the mean, the whole law of QED is
+# within a hundredth of what an exact sample of this size scores, nearer than from the base as it is. And 86 % of the molecules are stable where 70 % were: the
+# correction outlives the tilt. Nitrogen is still past the payoff's share, by less.
+#
+# What it costs: three networks a step, and variety. One in five repeats another one, more than from the base as it is. But look at the last row: the
+# payoff is a law on 3,136 molecules, of which few have a high QED, and a sample of it repeats itself more often still. So this alone is no fault. That
+# the samples come closer to the training molecules (memorisation) has the same two readings.
 
 # %% [markdown]
 # ### Where a reward is learned
