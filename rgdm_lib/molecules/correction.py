@@ -169,8 +169,6 @@ def correct_base(
     target = mistaken(dataset)
     guide_set(preset, out, made, own, target, 0, n["own"], lr, "correction", config)
     if not corrected.exists():
-        shipped = load_model(home / correction_name("own", dataset, ".safetensors"))[0]
-        own.load_state_dict(shipped.state_dict())  # as a reader has it, in float16
         data, away = load_qm9(dataset).part("train"), strengthen(base, own, strength)
         sample_and_score(away, corrected, preset, NOISE, n["corrected"], data, strength=strength)
     return [made, corrected]

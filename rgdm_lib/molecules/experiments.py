@@ -261,7 +261,7 @@ def guide_set(
 ) -> None:
     """Train a network on the target from where it is; write its weights, then samples of it.
 
-    A set that is there is not made again. The network is left with the trained weights.
+    A set that is there is not made again. The network is left with the weights that were written.
 
     Args:
         preset: quick, laptop or full.
@@ -277,22 +277,21 @@ def guide_set(
     """
     setting, diffusion, times = GUIDANCE[preset], molecule_diffusion(), training_times()
     weights = path.with_name(path.name.removesuffix("_samples.npz") + ".safetensors")
-    if path.exists():
-        network.load_state_dict(load_model(weights)[0].state_dict())
-        return
-    torch.manual_seed(1000 * (seed + 1))
-    batches = weighted_batches(setting["batch"])(target)
-    ema = train_and_save(
-        network,
-        lambda net: diffusion.loss(net, next(batches), times=times),
-        weights,
-        out / f"{weights.stem}.checkpoint.safetensors",
-        setting["steps"],
-        lr,
-        config,
-        command_line(f"molecules-{reward}", preset),
-    )
-    sample_and_score(ema, path, preset, seed, n, load_qm9(DATA[preset]).part("train"))
+    if not path.exists():
+        torch.manual_seed(1000 * (seed + 1))
+        batches = weighted_batches(setting["batch"])(target)
+        ema = train_and_save(
+            network,
+            lambda net: diffusion.loss(net, next(batches), times=times),
+            weights,
+            out / f"{weights.stem}.checkpoint.safetensors",
+            setting["steps"],
+            lr,
+            config,
+            command_line(f"molecules-{reward}", preset),
+        )
+        sample_and_score(ema, path, preset, seed, n, load_qm9(DATA[preset]).part("train"))
+    network.load_state_dict(load_model(weights)[0].state_dict())  # in float16, resumed or not
 
 
 def guide_qed(
