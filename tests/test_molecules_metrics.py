@@ -26,6 +26,14 @@ def test_hand_made_molecules():
     stable, atoms = metrics.stability_edm(molecules)
     assert stable.tolist() == [True, True, True, False, True, False, False]
     assert atoms.tolist() == [3, 3, 5, 3, 6, 0, 1]
+    assert metrics.element_counts(molecules)[[0, 2, 4]].tolist() == [
+        [2, 0, 0, 1, 0], [4, 1, 0, 0, 0], [4, 0, 0, 2, 0]
+    ]  # fmt: skip
+    # waters 3, methanes 5 atoms: 2 of 3 large where 1 of 2 is, and a size that only these have
+    few = MoleculeSet.concatenate([water, methane, two_waters()])
+    like = MoleculeSet.concatenate([methane, methane, water])
+    weight = metrics.size_weight(few, like)
+    assert weight / weight.sum() == pytest.approx([1 / 3, 2 / 3, 0])
     smiles, connected = metrics.smiles_edm(molecules)
     assert [s is not None for s in smiles] == [True, True, True, True, True, False, False]
     assert smiles[0] == smiles[1] == smiles[4] == "[H]O[H]"  # the largest fragment of two waters

@@ -535,26 +535,18 @@ qed, strata = pool.reward, pool.strata  # strata: the parts whose shares are kep
 valued = torch.isfinite(qed)
 
 
-def size_weight(molecules, like):
-    """Weights that give ``molecules`` the sizes of ``like``."""
-    most = max(molecules.n_atoms.max(), like.n_atoms.max()) + 1
-    have, want = (np.bincount(m.n_atoms, minlength=most) / len(m) for m in (molecules, like))
-    return (want / np.maximum(have, 1e-12))[molecules.n_atoms]
-
-
 def element_shares(molecules, weight=None):
     """Share of each element among all atoms."""
     weight = np.ones(len(molecules)) if weight is None else weight
-    each = np.repeat(weight, molecules.n_atoms)
-    counts = np.array([each[molecules.numbers == z].sum() for z in data.ELEMENTS])
+    counts = weight @ metrics.element_counts(molecules)
     return counts / counts.sum()
 
 
 stable_train = train.subset(valued.numpy())
 stable_made = samples.subset(np.isfinite(made_qed))
-of_data, of_base = element_shares(train, size_weight(train, samples)), element_shares(samples)
+of_data, of_base = element_shares(train, metrics.size_weight(train, samples)), element_shares(samples)
 element_error = float(abs(of_base - of_data).max())
-same_sizes = np.average(qed[valued].numpy(), weights=size_weight(stable_train, stable_made))
+same_sizes = np.average(qed[valued].numpy(), weights=metrics.size_weight(stable_train, stable_made))
 qed_base = float(np.nanmean(made_qed))
 table(["", *(data.SYMBOLS[z] for z in data.ELEMENTS), "mean QED of the stable"],
       [["training molecules, same sizes", *(f"{v:.1%}" for v in of_data), f"{same_sizes:.4f}"],
@@ -629,8 +621,9 @@ assert with_amine(graphs[~known]) > 5 * with_amine(graphs[known])
 # %%
 wrong = correction.mistaken()
 print(f"ESS of these weights: {wrong.ess:,.0f} of {len(wrong.x0):,}")
-steps_away = {"trained on its own samples, s = 0": correction.load_correction("own"), "base, s = 1": samples,
-              "corrected, s = 3": correction.load_correction("corrected")}  # fmt: skip
+NAMES = OWN, BASE, CORRECTED = "trained on its own samples, s = 0", "base, s = 1", f"corrected, s = {correction.STRENGTH:g}"
+assert (correction.STRENGTH, correction.MORE) == (3, 0.6)  # what the text says
+steps_away = {OWN: correction.load_correction("own"), BASE: samples, CORRECTED: correction.load_correction("corrected")}
 fewest = min(len(molecules) for molecules in steps_away.values())
 quality, off, rows = {}, {}, [["molecules of QM9", f"{real['mol_stable_edm']:.1%}", f"{real['valid_edm']:.1%}", "", "", "", "100 %", "0", "0"]]
 for name, molecules in steps_away.items():
@@ -638,8 +631,8 @@ for name, molecules in steps_away.items():
     with_value = molecules.subset(np.isfinite(values))
     equal_n = molecules.subset(range(fewest))
     score = quality[name] = metrics.evaluate(equal_n, train, held_out)
-    of_data = element_shares(train, size_weight(train, molecules))
-    by_size = np.average(qed[valued].numpy(), weights=size_weight(stable_train, with_value))
+    of_data = element_shares(train, metrics.size_weight(train, molecules))
+    by_size = np.average(qed[valued].numpy(), weights=metrics.size_weight(stable_train, with_value))
     known = np.isin(metrics.smiles_edm(with_value.subset(range(min(600, len(with_value)))))[0], list(in_qm9)).mean()
     share = np.isfinite(values).mean()
     off[name] = element_shares(molecules) - of_data, float(np.nanmean(values) - by_size), share
@@ -650,10 +643,10 @@ table(["", "stable", "valid", f"unique of {fewest:,}", f"held-out graphs found b
        "QED, minus the data's"], rows)  # fmt: skip
 
 # %%
-corrected, count = steps_away["corrected, s = 3"], len(steps_away["corrected, s = 3"])
-apart, qed_off, valued_share = off["corrected, s = 3"]
-after, before, own_score = (quality[name] for name in ("corrected, s = 3", "base, s = 1", "trained on its own samples, s = 0"))
-where = f"of {count:,} corrected samples, s = 3: two networks, {model.SAMPLING_STEPS} of T = {diffusion.T} sampling steps, eta = 1"
+corrected, count = steps_away[CORRECTED], len(steps_away[CORRECTED])
+apart, qed_off, valued_share = off[CORRECTED]
+own_score, before, after = (quality[name] for name in NAMES)
+where = f"of {count:,} corrected samples, s = {correction.STRENGTH:g}: two networks, {model.SAMPLING_STEPS} of T = {diffusion.T} sampling steps, eta = 1"
 stable_molecules, stable_atoms = metrics.stability_edm(corrected)
 run.metric("corrected_mol_stable", stable_molecules.mean(), "1", count, f"share of stable molecules by EDM's rule {where}",
            ceiling=real["mol_stable_edm"])  # fmt: skip
@@ -969,22 +962,20 @@ exercises.check("09.5", payoff_weights)
 # the base model's samples. Does the true QED rise with the guess in both?
 
 # %%
-def element_counts(molecules):
+def guess_inputs(molecules):
     """(n, 6): a one, then the number of atoms of each element."""
-    which = np.repeat(np.arange(len(molecules)), molecules.n_atoms)
-    per = [np.bincount(which[molecules.numbers == z], minlength=len(molecules)) for z in data.ELEMENTS]
-    return np.stack([np.ones(len(molecules)), *per], 1)
+    return np.column_stack([np.ones(len(molecules)), metrics.element_counts(molecules)])
 
 
 of_train = train.subset(valued.numpy())
-slope = np.linalg.lstsq(element_counts(of_train), qed[valued].numpy(), rcond=None)[0]
+slope = np.linalg.lstsq(guess_inputs(of_train), qed[valued].numpy(), rcond=None)[0]
 guesses, steps_down = {}, np.geomspace(0.9, 0.05, 12)
 print("QED for each atom:", ", ".join(f"{data.SYMBOLS[z]} {b:+.4f}" for z, b in zip(data.ELEMENTS, slope[1:], strict=True)))
 for name in references:
     has = torch.isfinite(pools[name].reward)
     real, sizes = pools[name].reward[has].double(), pools[name].strata[has]
     molecules = pools[name].x0.subset(has.numpy())
-    guess = torch.from_numpy(element_counts(molecules) @ slope)
+    guess = torch.from_numpy(guess_inputs(molecules) @ slope)
     weights = [payoff.log_weights(guess, payoff.temperature_for_ess(guess, share, sizes), strata=sizes).exp()
                for share in steps_down]  # fmt: skip
     guesses[name] = {"molecules": molecules, "real": real, "guess": guess, "weights": weights}
@@ -1012,7 +1003,7 @@ moves = {}
 for name, found in guesses.items():
     w = found["weights"][near]
     moves[name] = [float(w @ found[key]) - float(found[key].mean()) for key in ("guess", "real")]
-    counts = element_counts(found["molecules"])[:, 1:]
+    counts = metrics.element_counts(found["molecules"])
     nitrogens = counts[:, data.ELEMENTS.index(7)]
     torch.manual_seed(0)
     few = found["molecules"].subset(torch.multinomial(w, 1000, replacement=True).numpy())
@@ -1464,7 +1455,7 @@ few = min(len(molecules) for pair in toward.values() for molecules in pair)
 def nitrogen_off(molecules, share):
     """Nitrogen's share of the atoms, minus the payoff's (of what has a value)."""
     own = molecules.subset(np.isfinite(molecules.property("qed")))
-    weight = from_data[share].log_weight.exp().numpy() * size_weight(train, own)
+    weight = from_data[share].log_weight.exp().numpy() * metrics.size_weight(train, own)
     return float(element_shares(own)[nitrogen] - element_shares(train, weight)[nitrogen])
 
 
@@ -1894,9 +1885,8 @@ assert quality["strengthened"]["unique_edm"] < quality["base"]["unique_edm"] - 0
 
 # %%
 def composition(molecules, weight=None):
-    which = np.repeat(np.arange(len(molecules)), molecules.n_atoms)
-    per = [np.bincount(which[molecules.numbers == z], minlength=len(molecules)) for z in data.ELEMENTS]
-    return [f"{np.average(count, weights=weight):.2f}" for count in per]
+    """Mean number of atoms of each element."""
+    return [f"{mean:.2f}" for mean in np.average(metrics.element_counts(molecules), 0, weight)]
 
 
 rows = [["base, with a value", *composition(stable_made)]]

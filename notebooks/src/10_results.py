@@ -62,7 +62,7 @@ from rdkit.Chem import Crippen, Descriptors, rdMolDescriptors
 from rgdm_lib import payoff, rgdm, training
 from rgdm_lib._data import data_path, data_root
 from rgdm_lib.course import claims, exercises, notebook, overview
-from rgdm_lib.molecules import data, model, rewards, views
+from rgdm_lib.molecules import data, metrics, model, rewards, views
 
 run = notebook.start("10_results", PRESET, SEED, OUT_DIR)
 settings = run.settings(
@@ -589,9 +589,7 @@ run.figure(
 # %%
 def composition(weight):
     """Mean number of atoms of each element in the samples, under weights."""
-    which = np.repeat(np.arange(len(samples)), samples.n_atoms)
-    each = [np.bincount(which[samples.numbers == z], minlength=len(samples)) for z in data.ELEMENTS]
-    return [f"{np.average(c, weights=weight):.2f}" for c in each]
+    return [f"{mean:.2f}" for mean in np.average(metrics.element_counts(samples), 0, weight)]
 
 
 equal = valued.double() / n

@@ -19,13 +19,12 @@ import itertools
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from rgdm_lib._data import data_path, data_root, read_manifest
 from rgdm_lib.diffusion import Denoiser
-from rgdm_lib.molecules.data import MoleculeSet, load_qm9, load_set
+from rgdm_lib.molecules.data import ELEMENTS, MoleculeSet, load_qm9, load_set
 from rgdm_lib.molecules.experiments import (
     DATA,
     GUIDANCE,
@@ -40,6 +39,7 @@ from rgdm_lib.molecules.experiments import (
     strengthen_set,
     targets,
 )
+from rgdm_lib.molecules.metrics import element_counts, size_weight
 from rgdm_lib.molecules.model import load_model
 from rgdm_lib.payoff import Draw, Weighted
 from rgdm_lib.strength import payoff_level, reward_level, strengthen
@@ -121,12 +121,13 @@ def linear_reward(features: Tensor, means: Tensor, strata: Tensor) -> Tensor:
     )
 
 
-def _features(molecules: MoleculeSet, qed: Tensor) -> Tensor:
+def _features(draw: Draw) -> Tensor:
     """(n, 5): atoms of C, N and O, whether it has a value, its QED if it has."""
-    owner = np.repeat(np.arange(len(molecules)), molecules.n_atoms)
-    of = [np.bincount(owner[molecules.numbers == z], minlength=len(molecules)) for z in (6, 7, 8)]
-    counts = torch.from_numpy(np.stack(of, 1)).double()
-    return torch.cat([counts, qed.isfinite()[:, None], qed.nan_to_num()[:, None]], 1)
+    heavy = [ELEMENTS.index(number) for number in (6, 7, 8)]
+    counts = torch.from_numpy(element_counts(draw.x0)[:, heavy]).double()
+    return torch.cat(
+        [counts, draw.reward.isfinite()[:, None], draw.reward.nan_to_num()[:, None]], 1
+    )
 
 
 def mistaken(dataset: str = "heavy7", more: float = MORE) -> Weighted:
@@ -136,12 +137,9 @@ def mistaken(dataset: str = "heavy7", more: float = MORE) -> Weighted:
     share with a value is left as it is.
     """
     pool, train = payoff_draw("model", dataset), payoff_draw("data", dataset)
-    own, data = (_features(draw.x0, draw.reward) for draw in (pool, train))
+    own, data = _features(pool), _features(train)
     known = torch.isin(pool.strata, train.strata)
-    share = torch.zeros(len(data), dtype=torch.float64)
-    for size in train.strata.unique():
-        here = train.strata == size
-        share[here] = (pool.strata == size).double().sum() / here.double().sum()
+    share = torch.from_numpy(size_weight(train.x0, pool.x0))
     mean, right = own[known].mean(0), share @ data / share.sum()
     right_qed = (share @ data[:, 4]) / (share @ data[:, 3])
     error = mean - right

@@ -99,11 +99,25 @@ def nearest_distance(molecules: MoleculeSet, reference: MoleculeSet) -> np.ndarr
     return nearest
 
 
+def element_counts(molecules: MoleculeSet) -> np.ndarray:
+    """(n, 5) int64: atoms of each of ``ELEMENTS`` in each molecule."""
+    which, n = np.repeat(np.arange(len(molecules)), molecules.n_atoms), len(molecules)
+    per = [np.bincount(which[molecules.numbers == z], minlength=n) for z in ELEMENTS]
+    return np.stack(per, 1)
+
+
+def size_weight(molecules: MoleculeSet, like: MoleculeSet) -> np.ndarray:
+    """(n,) weights, to any scale, that give ``molecules`` the sizes of ``like``.
+
+    Sizes of ``like`` that no molecule has are left out.
+    """
+    most = max(molecules.n_atoms.max(), like.n_atoms.max()) + 1
+    have, want = (np.bincount(m.n_atoms, minlength=most) / len(m) for m in (molecules, like))
+    return want[molecules.n_atoms] / have[molecules.n_atoms]
+
+
 def _by_formula(molecules: MoleculeSet) -> dict[tuple[int, ...], np.ndarray]:
-    which = np.repeat(np.arange(len(molecules)), molecules.n_atoms)
-    counts = np.zeros((len(molecules), len(ELEMENTS)), dtype=np.int64)
-    for channel, number in enumerate(ELEMENTS):
-        counts[:, channel] = np.bincount(which[molecules.numbers == number], minlength=len(counts))
+    counts = element_counts(molecules)
     formulas, inverse = np.unique(counts, axis=0, return_inverse=True)
     order = np.argsort(inverse.reshape(-1), kind="stable")
     groups = np.split(order, np.cumsum(np.bincount(inverse.reshape(-1)))[:-1])
