@@ -1586,7 +1586,7 @@ assert known.min() - halves[0][0] > 0.035 and new.max() < 0.45
 # Look at the last two columns. Of what QM9 has, the students make molecules of QED 0.47: three quarters of the way from the base's 0.433 to the
 # payoff's 0.486. The other half of the samples have graphs that QM9 does not have; the students lift their QED, from 0.416, but only to 0.44. Section 3 met
 # these molecules already. What they should be, 3,136 examples do not say, and more batches show the same examples again. So the *direction* is learned early and
-# the *distance* is not learned at all. This is why a multiplier mends it.
+# the *distance* is not, however long. This is why a multiplier mends it.
 
 # %% [markdown]
 # ### Where a reward is learned
