@@ -1560,6 +1560,8 @@ ax.errorbar(batches, closed, 2 * chance, fmt="o-", capsize=2, label="one long tr
 ax.plot(24_000, gap_closed(all_sets["data", 0], "data", 40, qed_base), "s", color="C1", label="by way of warmer ones, 3 x 8,000")
 ax.axhline(1, color="0.4", ls="--", label="payoff")
 ax.set(xscale="log", xlabel="training batches of 64 molecules", ylabel="gap closed", ylim=(0, 1.1))
+ax.set_xticks(batches, [f"{b:,.0f}" for b in batches])
+ax.minorticks_off()
 ax.legend(fontsize=8)
 run.figure(
     fig,
