@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from rgdm_lib.precision import bf16_pays
+
 SIZE = 64  # samples that go through the network at once
 
 
@@ -15,12 +17,12 @@ class InParts(nn.Module):
     """A denoiser that takes ``SIZE`` samples at once; what a gradient needs is computed again.
 
     So a population, or all steps of many paths, needs the memory of ``SIZE`` samples. ``bf16``:
-    matrix products in bfloat16.
+    matrix products in bfloat16 where the processor has it.
     """
 
     def __init__(self, net: nn.Module, bf16: bool = False):
         super().__init__()
-        self.net, self.bf16 = net, bf16
+        self.net, self.bf16 = net, bf16 and bf16_pays()
 
     def forward(self, x_t: Tensor, t: Tensor, cond: Any = None) -> Tensor:
         """x_t (B, ...), t (B,) -> eps of x_t's shape; ``cond`` is the same for all parts."""

@@ -38,6 +38,7 @@ from rgdm_lib.molecules.model import (
     weighted_batches,
 )
 from rgdm_lib.payoff import Draw, Weighted, temperature_for_ess
+from rgdm_lib.precision import bf16_pays
 from rgdm_lib.strength import payoff_level, reward_level, sample_strengthened, strengthen
 from rgdm_lib.training import Trainer, muon, save_weights
 
@@ -111,7 +112,7 @@ def train_base(preset: str, out: Path, lr: float = 1.5e-3, until: int = 0) -> Pa
         optimizer=muon,
         decay_share=0.4,
         ema_decay=0.9995,
-        bf16=True,
+        bf16=bf16_pays(),
         save_every=setting["save_every"],
         checkpoint=out / "checkpoint.safetensors",
         config={**network, "batch": batch, "data": DATA[preset]},
@@ -247,6 +248,51 @@ def guided_name(
     return f"qed_{dataset}_{reference}_ess{share}_seed{seed}{ending}"
 
 
+def train_toward(
+    preset: str,
+    out: Path,
+    weights: Path,
+    network: nn.Module,
+    target: Weighted,
+    seed: int,
+    steps: int,
+    lr: float,
+    reward: str,
+    config: dict[str, Any],
+) -> None:
+    """Train a network on the target from where it is; write its weights and leave it with them.
+
+    Weights that are there are not made again.
+
+    Args:
+        preset: quick, laptop or full.
+        out: folder of the checkpoint.
+        weights: file to write.
+        network: see above.
+        target: molecules under their weights.
+        seed: training seed.
+        steps: batches.
+        lr: peak learning rate.
+        reward: names the experiment, for the metadata.
+        config: what identifies the run, JSON.
+    """
+    if not weights.exists():
+        diffusion, times = molecule_diffusion(), training_times()
+        torch.manual_seed(1000 * (seed + 1))
+        batches = weighted_batches(GUIDANCE[preset]["batch"])(target)
+        train_and_save(
+            network,
+            lambda net: diffusion.loss(net, next(batches), times=times),
+            weights,
+            out / f"{weights.stem}.checkpoint.safetensors",
+            steps,
+            lr,
+            config,
+            command_line(f"molecules-{reward}", preset),
+        )
+    network.load_state_dict(load_model(weights)[0].state_dict())  # in float16, resumed or not
+
+
 def guide_set(
     preset: str,
     out: Path,
@@ -259,39 +305,12 @@ def guide_set(
     reward: str,
     config: dict[str, Any],
 ) -> None:
-    """Train a network on the target from where it is; write its weights, then samples of it.
-
-    A set that is there is not made again. The network is left with the weights that were written.
-
-    Args:
-        preset: quick, laptop or full.
-        out: folder of the checkpoint.
-        path: file of the samples; the weights lie beside it.
-        network: see above.
-        target: molecules under their weights.
-        seed: training seed.
-        n: samples.
-        lr: peak learning rate.
-        reward: names the experiment, for the metadata.
-        config: what identifies the run, JSON.
-    """
-    setting, diffusion, times = GUIDANCE[preset], molecule_diffusion(), training_times()
+    """``train_toward``, then n samples in the file ``path``; the weights lie beside it."""
     weights = path.with_name(path.name.removesuffix("_samples.npz") + ".safetensors")
+    steps = GUIDANCE[preset]["steps"]
+    train_toward(preset, out, weights, network, target, seed, steps, lr, reward, config)
     if not path.exists():
-        torch.manual_seed(1000 * (seed + 1))
-        batches = weighted_batches(setting["batch"])(target)
-        ema = train_and_save(
-            network,
-            lambda net: diffusion.loss(net, next(batches), times=times),
-            weights,
-            out / f"{weights.stem}.checkpoint.safetensors",
-            setting["steps"],
-            lr,
-            config,
-            command_line(f"molecules-{reward}", preset),
-        )
-        sample_and_score(ema, path, preset, seed, n, load_qm9(DATA[preset]).part("train"))
-    network.load_state_dict(load_model(weights)[0].state_dict())  # in float16, resumed or not
+        sample_and_score(network, path, preset, seed, n, load_qm9(DATA[preset]).part("train"))
 
 
 def guide_qed(

@@ -21,6 +21,7 @@ from rgdm_lib.molecules.data import (
 )
 from rgdm_lib.molecules.egnn import EGNN
 from rgdm_lib.payoff import Draw, Weighted
+from rgdm_lib.precision import bf16_pays
 from rgdm_lib.schedules import polynomial
 from rgdm_lib.training import load_tensors
 
@@ -133,7 +134,7 @@ def sample_molecules(
         n_atoms: (n,) sizes, drawn before anything else.
         steps: sampling steps of T = 1000, spaced quadratically.
         batch: molecules of one size that go through the network at once.
-        bf16: matrix products in bfloat16: faster where the processor has it.
+        bf16: matrix products in bfloat16 where the processor has it.
         progress: show progress.
 
     Returns:
@@ -188,7 +189,7 @@ def _by_size(
     for n in np.unique(n_atoms):
         chosen = np.flatnonzero(n_atoms == n)
         for part in np.array_split(chosen, -(-len(chosen) // batch)):
-            with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            with torch.autocast("cpu", torch.bfloat16, enabled=bf16 and bf16_pays()):
                 for state in diffusion.sample(denoiser, start(part), times):
                     x = state.x
             parts.append(decode(x))

@@ -59,6 +59,7 @@ from rgdm_lib.molecules.model import (
 from rgdm_lib.molecules.properties import sample_conditional
 from rgdm_lib.molecules.regressors import NETWORKS, NoisyRegressor
 from rgdm_lib.payoff import Draw, systematic_resample
+from rgdm_lib.precision import bf16_pays
 from rgdm_lib.training import muon
 
 SHARE = 40
@@ -243,7 +244,7 @@ def _reward_weighted(start: _Start, path: Path, seed: int) -> None:
             lr=start.lr,
             optimizer=muon,
             decay_share=0.5,
-            bf16=True,
+            bf16=bf16_pays(),
             checkpoint=start.out / state,
             config={"rival": "reward_weighted", "seed": seed, "round": k, "batch": start.batch},
         )

@@ -22,6 +22,7 @@ from rgdm_lib import rgdm
 from rgdm_lib._data import data_path, data_root, read_manifest, write_manifest
 from rgdm_lib.diffusion import Denoiser
 from rgdm_lib.payoff import Draw, Reward, temperature_for_ess
+from rgdm_lib.precision import bf16_pays
 from rgdm_lib.rewards import threshold
 from rgdm_lib.shapes.data import Normalisation, ShapeSet, shapes
 from rgdm_lib.shapes.model import (
@@ -336,7 +337,7 @@ class Start(NamedTuple):
             "lr": LEARNING_RATES[long],
             "warmup": steps // 20,
             "decay_share": 0.5,
-            "bf16": self.preset != "quick",
+            "bf16": self.preset != "quick" and bf16_pays(),
             "checkpoint": self.checkpoint(name, seed),
             "config": {"model": name, "seed": seed, **setting},
         }

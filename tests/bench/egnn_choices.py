@@ -18,6 +18,7 @@ from rgdm_lib.molecules.data import encode, load_qm9
 from rgdm_lib.molecules.egnn import EGNN
 from rgdm_lib.molecules.experiments import NETWORKS
 from rgdm_lib.molecules.model import molecule_diffusion, sized_batches, training_times
+from rgdm_lib.precision import bf16_pays
 from rgdm_lib.training import Trainer, adam, muon
 
 BANDS = ((1, 80), (80, 160), (160, 320))
@@ -79,7 +80,7 @@ def row(name: str, choice: dict, minutes: float) -> str:
         1_000_000,
         lr=choice.get("lr", 1.5e-3),
         optimizer=choice.get("optimizer", muon),
-        bf16=True,
+        bf16=bf16_pays(),
     )
     trainer.run(until=100, progress=False)  # compiles for the sizes there are
     first, begun = trainer.step, time.process_time()
