@@ -72,3 +72,6 @@ def test_the_longer_run_starts_from_the_base_and_says_when_it_was_looked_at(tmp_
         (a - b).abs().max() for a, b in zip(trained.parameters(), base.parameters(), strict=True)
     ]
     assert 0 < max(moved) < 0.1
+    kept = [path.read_bytes() for path in (looks, end)]
+    assert longer.guide_longer("quick", tmp_path, lr=0.1) == [looks, end]  # they are there
+    assert [path.read_bytes() for path in (looks, end)] == kept

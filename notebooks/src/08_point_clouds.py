@@ -646,7 +646,7 @@ if base_ships:
     floor = metrics.one_nna(cd(other, other), cd(other, real), real_real)
     run.metric("base_1nna_cd_excess", abs(base_1nna - 0.5), "1", n,
                "distance from 0.5 of 1-NNA by CD (squared, summed) of base samples against held-out shapes, 512 "
-               "points; the floor is that of real shapes", floor=abs(floor - 0.5))  # fmt: skip
+               f"points, normalised by {norm.source}; the floor is that of real shapes", floor=abs(floor - 0.5))  # fmt: skip
     looks = {"the set denoiser": made}
     pointwise = f"shapes/{experiments.guided_name('pointwise', 0)}"
     if pointwise in shipped:
@@ -964,15 +964,16 @@ def label_of(clouds):
 label = {key: label_of(clouds) for key, clouds in sets.items()}
 chairs_of = {key: clouds[label[key] == 0] for key, clouds in sets.items()}
 chair_logit = rewards.class_logit(classifier, 0)
-fell, chair_count, falling, mean_logit, rows = {}, {}, {}, {}, []
+fell, chair_count, chair_share, falling, mean_logit, rows = {}, {}, {}, {}, {}, []
 for key, clouds in sets.items():
     fell[key] = int((rewards.standing_margin(chairs_of[key]) < 0).sum())
     chair_count[key] = len(chairs_of[key])
+    chair_share[key] = chair_count[key] / len(clouds)
     falling[key] = (fell[key] + 1) / (chair_count[key] + 2)
     mean_logit[key] = float(chair_logit(clouds).mean())
     rows.append([*key, f"{asked_for[key]:,}", f"{len(clouds.flatten(1).unique(dim=0)):,}",
-                 f"{float((label[key] == 0).float().mean()):.1%}", f"{mean_logit[key]:.1f}",
-                 f"{falling[key]:.1%} of {len(chairs_of[key])}"])  # fmt: skip
+                 f"{chair_share[key]:.1%}", f"{mean_logit[key]:.1f}",
+                 f"{falling[key]:.1%} of {chair_count[key]}"])  # fmt: skip
 if sets:
     table(["model", "training seed", "rewards", "different samples", "chairs, by the judge", "mean logit",
            "chairs that fall, (k+1)/(n+2)"], rows)  # fmt: skip
@@ -1023,7 +1024,7 @@ if l1:
 cold, n = chosen("class_ess10"), settings.compared
 real_chairs = held_out.of("chair")
 if cold:
-    run.metric("class_accuracy", float((label[cold] == 0).float().mean()), "1", len(label[cold]),
+    run.metric("class_accuracy", chair_share[cold], "1", len(label[cold]),
                "share of samples of RGDM at ESS 10 % that the judge calls chair")  # fmt: skip
 
 # %% [markdown]
@@ -1048,20 +1049,19 @@ family = ("class_probability", "conditional_class", "classifier_class", "reward_
 for key in [("base", ""), *filter(None, map(chosen, family)), ("best_of_8_class", "")]:
     if len(chairs_of.get(key, ())) >= n:
         right[key[0]], least, covered = beside_chairs(chairs_of[key])
-        share = len(chairs_of[key]) / len(sets[key])
-        rows.append([key[0], f"{asked_for[key]:,}", f"{share:.1%}", f"{right[key[0]].mean():.3f}",
+        rows.append([key[0], f"{asked_for[key]:,}", f"{chair_share[key]:.1%}", f"{right[key[0]].mean():.3f}",
                      f"{least:.4f}", f"{covered:.2f}"])  # fmt: skip
 table(["chairs of", "rewards", "share of samples", "1-NNA-CD (0.5 is best)", "MMD-CD (units²)", "COV-CD"], rows)
-class_share = {key[0]: len(chairs_of[key]) / len(sets[key]) for key in filter(None, map(chosen, family))}
-if "class_probability" in class_share:  # what the text below says
-    order = [class_share[k] for k in ("conditional_class", "classifier_class", "class_probability")]
+chairs_made = {key[0]: chair_share[key] for key in filter(None, map(chosen, family))}
+if "class_probability" in chairs_made:  # what the text below says
+    order = [chairs_made[k] for k in ("conditional_class", "classifier_class", "class_probability")]
     assert order == sorted(order) and order[-1] > 0.99
-if "reward_weighted_class" in class_share:
-    assert class_share["reward_weighted_class"] > 0.99 and 6 * asked_for[chosen("reward_weighted_class")] == known_shapes
-if "ddpo_class" in class_share:
+if "reward_weighted_class" in chairs_made:
+    assert chairs_made["reward_weighted_class"] > 0.99 and 6 * asked_for[chosen("reward_weighted_class")] == known_shapes
+if "ddpo_class" in chairs_made:
     hacked = chosen("ddpo_class")
-    assert mean_logit[hacked] == max(mean_logit.values()) and min(class_share["ddpo_class"], falling[hacked]) > 0.99
-for name, share in class_share.items():
+    assert mean_logit[hacked] == max(mean_logit.values()) and min(chairs_made["ddpo_class"], falling[hacked]) > 0.99
+for name, share in chairs_made.items():
     if not name.startswith("class_ess"):
         run.metric(f"chair_share_{name}", share, "1", len(sets[chosen(name)]), f"share of chairs, judge's label, of {name}")
 told = min(

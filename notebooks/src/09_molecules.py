@@ -1160,9 +1160,15 @@ runs = {name: seeds for name, seeds in runs.items() if seeds}
 print("training seeds that ship:", ", ".join(f"reference {k}: {v}" for k, v in runs.items()))
 
 
-def gap_closed(sets, name, share, start):
+def gap_closed(molecules, name, share, start=qed_base):
     """How far the mean QED went from the start to the payoff's."""
-    return (np.nanmean(sets[share].property("qed")) - start) / (qed_payoff[name, share] - start)
+    return float((np.nanmean(molecules.property("qed")) - start) / (qed_payoff[name, share] - start))
+
+
+def by_sampling(molecules, name, share, start=qed_base):
+    """Standard error of the gap closed."""
+    own = molecules.property("qed")
+    return float(np.nanstd(own) / np.isfinite(own).sum() ** 0.5 / (qed_payoff[name, share] - start))
 
 
 all_sets = {
@@ -1174,12 +1180,10 @@ rows = []
 for (name, seed), sets in all_sets.items():
     control = np.nanmean(sets[100].property("qed"))
     for share in shares:
-        values = sets[share].property("qed")
-        chance = np.nanstd(values) / np.isfinite(values).sum() ** 0.5
-        rows.append([name, seed, f"{share} %", f"{np.nanmean(values):.4f}", f"{qed_payoff[name, share]:.4f}",
-                     f"{gap_closed(sets, name, share, qed_base):.2f}",
-                     f"{gap_closed(sets, name, share, control):.2f}",
-                     f"{chance / (qed_payoff[name, share] - qed_base):.2f}"])  # fmt: skip
+        guided = sets[share]
+        rows.append([name, seed, f"{share} %", f"{np.nanmean(guided.property('qed')):.4f}", f"{qed_payoff[name, share]:.4f}",
+                     f"{gap_closed(guided, name, share):.2f}", f"{gap_closed(guided, name, share, control):.2f}",
+                     f"{by_sampling(guided, name, share):.2f}"])  # fmt: skip
 table(["reference", "training seed", "ESS", "QED", "payoff's QED", "gap closed, from the base",
        "from the control", "± by sampling"], rows)  # fmt: skip
 
@@ -1193,7 +1197,7 @@ for (name, seed), sets in all_sets.items():
 
     if name == "data":  # what the text below says
         assert abs(control - qed_base) < 0.005
-        assert all(0.25 < gap_closed(sets, name, share, qed_base) < 0.65 for share in shares)
+        assert all(0.25 < gap_closed(sets[share], name, share) < 0.65 for share in shares)
         assert qed_base < np.nanmean(sets[80].property("qed")) < np.nanmean(sets[40].property("qed"))
 
 copied = experiments.load_guided("model", 100, 0).property("qed")
@@ -1275,11 +1279,9 @@ for (name, seed), sets in all_sets.items():
         raw, values = sets[share].property("qed"), stronger.property("qed")
         distance = [ks_to_payoff(sample, name, share) for sample in (raw, values)]
         with_value = [np.isfinite(sample).mean() for sample in (raw, values)]
-        chance = np.nanstd(values) / np.isfinite(values).sum() ** 0.5
         rows.append([name, seed, f"{share} %", f"{stronger.property('strength')[0]:.2f}",
-                     f"{gap_closed(sets, name, share, qed_base):.2f}",
-                     f"**{gap_closed(final_sets[name, seed], name, share, qed_base):.2f}**"
-                     f" ± {chance / (qed_payoff[name, share] - qed_base):.2f}",
+                     f"{gap_closed(sets[share], name, share):.2f}",
+                     f"**{gap_closed(stronger, name, share):.2f}** ± {by_sampling(stronger, name, share):.2f}",
                      f"{distance[0]:.3f}", f"**{distance[1]:.3f}**", *(f"{v:.1%}" for v in with_value)])  # fmt: skip
         assert distance[1] < 0.6 * distance[0]
         assert (with_value[1] > with_value[0] - 0.03) == (share < 80)
@@ -1303,7 +1305,7 @@ table(["reference", "training seed", "ESS", "strength s", "gap closed at 1", "at
 # %%
 def miss(name):
     """Mean distance of the gap closed at ESS 40 % from 1."""
-    return np.mean([abs(1 - gap_closed(final_sets[name, s], name, 40, qed_base)) for s in runs[name]])
+    return np.mean([abs(1 - gap_closed(final_sets[name, s][40], name, 40)) for s in runs[name]])
 
 
 best = min(runs, key=miss)
@@ -1320,14 +1322,14 @@ scores = {share: metrics.evaluate(equal[share], train, held_out) for share in ex
 base_m = metrics.evaluate(samples.subset(range(min(m, n))), train, held_out)
 
 
-def ks_floor(share, repeats=20):
-    weight = target[share].log_weight.exp()
-    count = int(has[share].sum())
-    exact = (qed[torch.multinomial(weight, count, replacement=True)] for _ in range(repeats))
-    return float(np.mean([ks_to_payoff(sample.numpy(), best, share) for sample in exact]))
+def ks_floor(molecules, name, share, repeats=20):
+    """What exact samples of the payoff, as many as have a value here, score in KS."""
+    weight, count = targets[name][share].log_weight.exp(), int(np.isfinite(molecules.property("qed")).sum())
+    exact = (pools[name].reward[torch.multinomial(weight, count, replacement=True)] for _ in range(repeats))
+    return float(np.mean([ks_to_payoff(sample.numpy(), name, share) for sample in exact]))
 
 
-ks = {share: (ks_to_payoff(values[share], best, share), ks_floor(share)) for share in experiments.SHARES}
+ks = {share: (ks_to_payoff(values[share], best, share), ks_floor(sets[share], best, share)) for share in experiments.SHARES}
 print(f"reference {best}, training seed {seed}; quality below on {m:,} samples each")
 
 # %%
@@ -1369,12 +1371,12 @@ for share in shares:
                 "quadratically, eta = 1; values: stable by EDM's rule, in one piece"
             )
             count = int(np.isfinite(own[share].property("qed")).sum())
-            closed[metric, name] = float(gap_closed(own, name, share, qed_base))
+            closed[metric, name] = gap_closed(own[share], name, share)
             run.metric(f"{metric}_{name}_ess{share}", closed[metric, name], "1", count,
                        f"(QED_model - QED_base) / (QED_payoff - QED_base) {where}")  # fmt: skip
         own = all_sets[key]
         run.metric(f"qed_gap_closed_from_control_{name}_ess{share}",
-                   float(gap_closed(own, name, share, start)), "1", count,
+                   gap_closed(own[share], name, share, start), "1", count,
                    f"(QED_model - QED_control) / (QED_payoff - QED_control) {where}")  # fmt: skip
     for metric, at in (("qed_gap_closed", "the strength that meets the payoff's mean, set on other samples"),
                        ("qed_gap_closed_at_1", "strength 1")):  # fmt: skip
@@ -1448,22 +1450,15 @@ run.figure(
 
 # %%
 toward = {share: pair for share in shares if (pair := correction.load_toward(share)) is not None}
-from_data, start_at = experiments.targets(pools["data"]), float(np.nanmean(corrected.property("qed")))
+start_at = float(np.nanmean(corrected.property("qed")))
 few = min(len(molecules) for pair in toward.values() for molecules in pair)
 
 
 def nitrogen_off(molecules, share):
     """Nitrogen's share of the atoms, minus the payoff's (of what has a value)."""
     own = molecules.subset(np.isfinite(molecules.property("qed")))
-    weight = from_data[share].log_weight.exp().numpy() * metrics.size_weight(train, own)
+    weight = targets["data"][share].log_weight.exp().numpy() * metrics.size_weight(train, own)
     return float(element_shares(own)[nitrogen] - element_shares(train, weight)[nitrogen])
-
-
-def floor_of(molecules, share, repeats=20):
-    """What exact samples of the payoff, as many as have a value here, score in KS."""
-    weight, count = from_data[share].log_weight.exp(), int(np.isfinite(molecules.property("qed")).sum())
-    exact = (pools["data"].reward[torch.multinomial(weight, count, replacement=True)] for _ in range(repeats))
-    return float(np.mean([ks_to_payoff(sample.numpy(), "data", share) for sample in exact]))
 
 
 smiles_of_train = np.array(metrics.smiles_edm(train)[0], dtype=object)
@@ -1473,8 +1468,7 @@ def on_the_way(name, molecules, share, strength):
     """A row of the table, and its numbers."""
     own = molecules.property("qed")
     score = metrics.evaluate(molecules.subset(range(few)), train, held_out)
-    closed = (np.nanmean(own) - start_at) / (qed_payoff["data", share] - start_at)
-    chance = np.nanstd(own) / np.isfinite(own).sum() ** 0.5 / (qed_payoff["data", share] - start_at)
+    closed, chance = (measure(molecules, "data", share, start_at) for measure in (gap_closed, by_sampling))
     distance = ks_to_payoff(own, "data", share)
     off = nitrogen_off(molecules, share)
     row = [f"{share} %", name, f"{strength:.2f}", f"{np.nanmean(own):.4f}", f"{closed:.2f} ± {chance:.2f}", f"{distance:.3f}",
@@ -1482,7 +1476,7 @@ def on_the_way(name, molecules, share, strength):
     return row, {"closed": closed, "ks": distance, "off": off, **score}
 
 
-rows, by_way = [], {}
+rows, by_way, floors = [], {}, {}
 for share, (at_one, at_own) in toward.items():
     kinds = {"corrected base": (corrected, 0.0), "toward the payoff": (at_one, 1.0),
              "**toward it, at s**": (at_own, float(at_own.property("strength")[0])),
@@ -1490,8 +1484,9 @@ for share, (at_one, at_own) in toward.items():
     for name, (molecules, strength) in kinds.items():
         row, by_way[share, name] = on_the_way(name, molecules, share, strength)
         rows.append(row)
-    exact = torch.multinomial(from_data[share].log_weight.exp(), few, replacement=True).numpy()
-    rows.append([f"{share} %", "the payoff itself", "", f"{qed_payoff['data', share]:.4f}", "1", f"{floor_of(at_own, share):.3f} (floor)", "100 %", "100 %",
+    floors[share] = ks_floor(at_own, "data", share)
+    exact = torch.multinomial(targets["data"][share].log_weight.exp(), few, replacement=True).numpy()
+    rows.append([f"{share} %", "the payoff itself", "", f"{qed_payoff['data', share]:.4f}", "1", f"{floors[share]:.3f} (floor)", "100 %", "100 %",
                  f"{len(set(smiles_of_train[exact])) / few:.1%}", "", "0"])  # fmt: skip
 table(["ESS", "", "s", "QED", "gap closed, from the corrected base", "KS to the payoff", "stable", "valid", f"unique of {few:,}",
        "memorisation", "nitrogen, minus the payoff's"], rows)  # fmt: skip
@@ -1500,13 +1495,12 @@ table(["ESS", "", "s", "QED", "gap closed, from the corrected base", "KS to the 
 base_of_these = metrics.evaluate(corrected.subset(range(few)), train, held_out)
 for share, (_, at_own) in toward.items():
     found, count = by_way[share, "**toward it, at s**"], int(np.isfinite(at_own.property("qed")).sum())
-    floor = floor_of(at_own, share)
     how_made = (f"eps_base + {correction.STRENGTH - 1:g} (eps_base - eps_own) + s (eps_guided - eps_base), reference data, ESS {share} %, s set on other "
                 f"samples, {len(at_own):,} samples")  # fmt: skip
-    run.metric(f"qed_gap_closed_corrected_ess{share}", float(found["closed"]), "1", count,
+    run.metric(f"qed_gap_closed_corrected_ess{share}", found["closed"], "1", count,
                f"(QED_model - QED_corrected base) / (QED_payoff - QED_corrected base); {how_made}")  # fmt: skip
-    run.metric(f"qed_ks_excess_corrected_ess{share}", found["ks"] - floor, "1", count,
-               f"KS distance of QED to the payoff's, minus the mean of 20 exact samples of the same size; {how_made}", floor=floor)  # fmt: skip
+    run.metric(f"qed_ks_excess_corrected_ess{share}", found["ks"] - floors[share], "1", count,
+               f"KS distance of QED to the payoff's, minus the mean of 20 exact samples of the same size; {how_made}", floor=floors[share])  # fmt: skip
     for metric, key in (("stability", "mol_stable_edm"), ("validity", "valid_edm"), ("uniqueness", "unique_edm")):
         run.metric(f"{metric}_change_corrected_ess{share}", found[key] - base_of_these[key], "1", few,
                    f"share stable, valid or unique among the valid, by EDM's rule, minus the corrected base's, equal numbers; {how_made}")  # fmt: skip
@@ -1541,11 +1535,10 @@ assert both["unique_edm"] < alone["unique_edm"] and 0 < both["off"] < alone["off
 looks, end = longer.load_longer("_looks.npz"), longer.load_longer("_samples.npz")
 at = looks.property("batches")
 seen = {int(b): looks.subset(at == b) for b in np.unique(at)} | {int(end.property("batches")[0]): end}
-gap = qed_payoff["data", 40] - qed_base
 rows, curve, halves = [], [], {}
 for batches, molecules in {0: samples.subset(range(1000)), **seen}.items():
     own = molecules.property("qed")
-    closed, chance = (np.nanmean(own) - qed_base) / gap, np.nanstd(own) / np.isfinite(own).sum() ** 0.5 / gap
+    closed, chance = (measure(molecules, "data", 40) for measure in (gap_closed, by_sampling))
     with_value = molecules.subset(np.isfinite(own))
     known = np.isin(metrics.smiles_edm(with_value)[0], list(in_qm9))
     halves[batches] = [float(with_value.property("qed")[part].mean()) for part in (known, ~known)]
@@ -1557,7 +1550,7 @@ curve = curve[1:]  # the axis is logarithmic
 batches, closed, chance = np.array(curve).T
 fig, ax = plt.subplots(figsize=(6, 3.2))
 ax.errorbar(batches, closed, 2 * chance, fmt="o-", capsize=2, label="one long training")
-ax.plot(24_000, gap_closed(all_sets["data", 0], "data", 40, qed_base), "s", color="C1", label="by way of warmer ones, 3 x 8,000")
+ax.plot(24_000, gap_closed(all_sets["data", 0][40], "data", 40), "s", color="C1", label="by way of warmer ones, 3 x 8,000")
 ax.axhline(1, color="0.4", ls="--", label="payoff")
 ax.set(xscale="log", xlabel="training batches of 64 molecules", ylabel="gap closed", ylim=(0, 1.1))
 ax.set_xticks(batches, [f"{b:,.0f}" for b in batches])
@@ -1806,14 +1799,14 @@ for name, molecules in at_equal_terms.items():
     score = metrics.evaluate(molecules.subset(range(few)))
     ends[name] = (np.nanmean(own), ks_to_payoff(own, "model", 40), score["mol_stable_edm"])
     chance = np.nanstd(own) / np.isfinite(own).sum() ** 0.5
-    rows.append([name, f"{ends[name][0]:.4f} ± {chance:.4f}", f"{(ends[name][0] - qed_base) / (aim - qed_base):.2f}",
-                 f"{(ends[name][0] - start) / (aim - start):.2f}", f"{ends[name][1]:.3f}", f"{np.isfinite(own).mean():.0%}",
+    rows.append([name, f"{ends[name][0]:.4f} ± {chance:.4f}", f"{gap_closed(molecules, 'model', 40):.2f}",
+                 f"{gap_closed(molecules, 'model', 40, start):.2f}", f"{ends[name][1]:.3f}", f"{np.isfinite(own).mean():.0%}",
                  *(f"{score[key]:.1%}" for key in ("mol_stable_edm", "valid_edm", "unique_edm"))])  # fmt: skip
 print(f"the payoff's QED: {aim:.4f}")
 table(["", "QED", "gap closed, from the base", "from the control", "KS to the payoff", "with a value", "stable", "valid",
        f"unique of {few:,}"], rows)  # fmt: skip
 for name in equals:
-    run.metric(f"qed_gap_closed_equal_terms_{name}", (ends[name][0] - qed_base) / (aim - qed_base), "1", len(at_equal_terms[name]),
+    run.metric(f"qed_gap_closed_equal_terms_{name}", gap_closed(at_equal_terms[name], "model", 40), "1", len(at_equal_terms[name]),
                "share of the gap in mean QED between base and payoff that is closed, reference model, ESS 40 %, 10,000 rewards, 8,000 batches from "
                f"the base, one training seed: {name}")  # fmt: skip
     run.metric(f"qed_ks_equal_terms_{name}", ends[name][1], "1", len(at_equal_terms[name]), f"KS distance of QED to the payoff's, the same: {name}")

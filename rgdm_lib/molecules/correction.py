@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rgdm_lib._data import data_path, data_root, read_manifest
+from rgdm_lib._data import data_path
 from rgdm_lib.diffusion import Denoiser
 from rgdm_lib.molecules.data import ELEMENTS, MoleculeSet, load_qm9, load_set
 from rgdm_lib.molecules.experiments import (
@@ -32,6 +32,7 @@ from rgdm_lib.molecules.experiments import (
     base_file,
     guide_set,
     guided_name,
+    load_if_shipped,
     output_folder,
     payoff_draw,
     sample_and_score,
@@ -76,10 +77,8 @@ def load_correction(kind: str, dataset: str = "heavy7") -> MoleculeSet:
 
 def load_toward(share: int, seed: int = 0, dataset: str = "heavy7") -> list[MoleculeSet] | None:
     """Shipped samples from the corrected base, at strength 1 and at its own; None if none ship."""
-    names = [f"molecules/{guided_name('data', share, seed, dataset, end)}" for end in GUIDED]
-    if not set(names) <= set(read_manifest(data_root())):
-        return None
-    return [load_set(data_path(name)) for name in names]
+    sets = [load_if_shipped(guided_name("data", share, seed, dataset, end)) for end in GUIDED]
+    return None if None in sets else sets
 
 
 def linear_reward(features: Tensor, means: Tensor, strata: Tensor) -> Tensor:

@@ -230,6 +230,12 @@ def load_guided(reference: str, share: int, seed: int, dataset: str = "heavy7") 
     return load_set(data_path(f"molecules/{guided_name(reference, share, seed, dataset)}"))
 
 
+def load_if_shipped(name: str) -> MoleculeSet | None:
+    """A set of samples in ``data/molecules``; None if it does not ship."""
+    name = f"molecules/{name}"
+    return load_set(data_path(name)) if name in read_manifest(data_root()) else None
+
+
 def load_strengthened(
     reference: str, share: int, seed: int, dataset: str = "heavy7"
 ) -> MoleculeSet | None:
@@ -237,8 +243,7 @@ def load_strengthened(
 
     Besides their QED they have the property strength, the same for all of them.
     """
-    name = f"molecules/{guided_name(reference, share, seed, dataset, STRENGTHENED)}"
-    return load_set(data_path(name)) if name in read_manifest(data_root()) else None
+    return load_if_shipped(guided_name(reference, share, seed, dataset, STRENGTHENED))
 
 
 def guided_name(
@@ -259,6 +264,7 @@ def train_toward(
     lr: float,
     reward: str,
     config: dict[str, Any],
+    **looks: Any,
 ) -> None:
     """Train a network on the target from where it is; write its weights and leave it with them.
 
@@ -275,6 +281,7 @@ def train_toward(
         lr: peak learning rate.
         reward: names the experiment, for the metadata.
         config: what identifies the run, JSON.
+        looks: ``looks`` and ``look`` of ``train_and_save``.
     """
     if not weights.exists():
         diffusion, times = molecule_diffusion(), training_times()
@@ -289,6 +296,7 @@ def train_toward(
             lr,
             config,
             command_line(f"molecules-{reward}", preset),
+            **looks,
         )
     network.load_state_dict(load_model(weights)[0].state_dict())  # in float16, resumed or not
 

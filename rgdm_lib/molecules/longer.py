@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
 from torch import nn
 
 from rgdm_lib._data import data_path
@@ -20,20 +19,14 @@ from rgdm_lib.molecules.experiments import (
     DATA,
     GUIDANCE,
     base_file,
-    command_line,
     guided_name,
     output_folder,
     payoff_draw,
     sample_and_score,
     targets,
+    train_toward,
 )
-from rgdm_lib.molecules.guiding import train_and_save
-from rgdm_lib.molecules.model import (
-    load_model,
-    molecule_diffusion,
-    training_times,
-    weighted_batches,
-)
+from rgdm_lib.molecules.model import load_model
 
 TIMES_LONGER = 4  # than the guided models of ``molecules-qed``
 LOOKS = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 3 / 4)  # of the run
@@ -67,35 +60,24 @@ def guide_longer(preset: str, out: Path, share: int = 40, lr: float = 1e-3) -> l
     network, _ = load_model(base_file(dataset))
     if preset != "quick":
         network.compile(dynamic=True)
-    diffusion, times, train = (
-        molecule_diffusion(),
-        training_times(),
-        load_qm9(dataset).part("train"),
-    )
-    batches = weighted_batches(GUIDANCE[preset]["batch"])(
-        targets(payoff_draw("data", dataset))[share]
-    )
+    train = load_qm9(dataset).part("train")
     steps = TIMES_LONGER * GUIDANCE[preset]["steps"]
     at = [round(part * steps) for part in LOOKS]
 
-    def look(step: int, average: nn.Module) -> None:
-        path = out / f"{looks.stem}_{step}.npz"
-        if not path.exists():
-            sample_and_score(average, path, preset, 0, n["look"], train, batches=step)
+    def look_file(step: int) -> Path:
+        return out / f"{looks.stem}_{step}.npz"
 
-    torch.manual_seed(1000)
-    average = train_and_save(
-        network,
-        lambda net: diffusion.loss(net, next(batches), times=times),
-        weights,
-        out / f"{weights.stem}.checkpoint.safetensors",
-        steps,
-        lr,
-        {"share": share, "seed": 0, "longer": TIMES_LONGER},
-        command_line("molecules-longer", preset),
-        looks=at,
-        look=look,
+    def look(step: int, average: nn.Module) -> None:
+        if not look_file(step).exists():
+            sample_and_score(average, look_file(step), preset, 0, n["look"], train, batches=step)
+
+    target = targets(payoff_draw("data", dataset))[share]
+    config = {"share": share, "seed": 0, "longer": TIMES_LONGER}
+    train_toward(
+        preset, out, weights, network, target, 0, steps, lr, "longer", config, looks=at, look=look
     )
-    seen = [load_set(out / f"{looks.stem}_{step}.npz") for step in at]
-    save_set(looks, MoleculeSet.concatenate(seen))
-    return [looks, sample_and_score(average, end, preset, 0, n["end"], train, batches=steps)]
+    if not looks.exists():
+        save_set(looks, MoleculeSet.concatenate([load_set(look_file(step)) for step in at]))
+    if not end.exists():
+        sample_and_score(network, end, preset, 0, n["end"], train, batches=steps)
+    return [looks, end]

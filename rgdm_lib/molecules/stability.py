@@ -31,9 +31,7 @@ from rgdm_lib.molecules.experiments import (
     strengthen_set,
 )
 from rgdm_lib.molecules.guiding import equal_weights
-from rgdm_lib.molecules.model import (
-    load_model,
-)
+from rgdm_lib.molecules.model import load_model
 from rgdm_lib.payoff import Draw, Weighted, _bisect, has_value
 from rgdm_lib.strength import payoff_level, reward_level, strengthen
 
