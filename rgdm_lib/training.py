@@ -123,7 +123,7 @@ class Trainer:
         ema_decay: the average's decay at the end. It is warmed up as (1 + n) / (10 + n): an average
             that still holds the initial weights ruins early samples.
         clip: largest norm of the gradient.
-        bf16: run matrix products in bfloat16 (autocast); ``precision.bf16_pays`` says where to.
+        bf16: run matrix products in bfloat16 (autocast); ``hardware.bf16_pays`` says where to.
         checkpoint: file to write every ``save_every`` seconds and at the end, and to resume from
             when it exists.
         config: what identifies the run (JSON). A checkpoint of another config or other settings is

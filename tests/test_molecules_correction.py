@@ -110,6 +110,7 @@ def test_qed_from_the_corrected_base_at_strength_1_and_at_the_payoffs_mean(tmp_p
     class Number(torch.nn.Module):
         def __init__(self, value):
             super().__init__()
+            self.weight = torch.nn.Parameter(torch.zeros(1))  # says where the network is
             self.value = value
 
         def load_state_dict(self, state):
@@ -135,6 +136,7 @@ def test_qed_from_the_corrected_base_at_strength_1_and_at_the_payoffs_mean(tmp_p
         )
 
     monkeypatch.setattr(correction, "load_model", load)
+    monkeypatch.setattr(experiments, "load_model", load)
     monkeypatch.setattr(correction, "sample_and_score", sample)
     monkeypatch.setattr(experiments, "sample_and_score", sample)
     start = load_qm9().subset(range(40)).with_properties(qed=np.full(40, 0.43))

@@ -32,6 +32,7 @@ from rgdm_lib.molecules.experiments import (
     base_file,
     guide_set,
     guided_name,
+    load_fast,
     load_if_shipped,
     output_folder,
     payoff_draw,
@@ -157,10 +158,7 @@ def correct_base(
     set that is there is not made again. The corrected one has property strength.
     """
     home, dataset, n = output_folder(preset, out), DATA[preset], SAMPLES[preset]
-    base, own = (load_model(base_file(dataset))[0] for _ in range(2))
-    if preset != "quick":
-        base.compile(dynamic=True)
-        own.compile(dynamic=True)
+    base, own = (load_fast(base_file(dataset), preset) for _ in range(2))
     made, corrected = (home / correction_name(kind, dataset) for kind in KINDS)
     config = {"kind": "own", "more": MORE, "batch": GUIDANCE[preset]["batch"]}
     target = mistaken(dataset)
@@ -198,13 +196,8 @@ def guide_corrected(
     see ``strengthen_set``. A set that is there is not made again.
     """
     home, dataset, n = output_folder(preset, out), DATA[preset], GUIDED_SAMPLES[preset]
-    base, own, guided = (load_model(base_file(dataset))[0] for _ in range(3))
-    own.load_state_dict(
-        load_model(home / correction_name("own", dataset, ".safetensors"))[0].state_dict()
-    )
-    if preset != "quick":
-        for network in (base, own, guided):
-            network.compile(dynamic=True)
+    base, guided = (load_fast(base_file(dataset), preset) for _ in range(2))
+    own = load_fast(home / correction_name("own", dataset, ".safetensors"), preset)
 
     def sampler(strength: float) -> Denoiser:
         return corrected_toward(guided, base, own, strength)

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from rgdm_lib._data import data_path, data_root, read_manifest, write_manifest
 from rgdm_lib.diffusion import Denoiser
+from rgdm_lib.hardware import bf16_pays, device_for, place
 from rgdm_lib.molecules import rewards
 from rgdm_lib.molecules.data import POSITION_UNIT, MoleculeSet, load_qm9, load_set, save_set
 from rgdm_lib.molecules.egnn import EGNN
@@ -38,7 +39,6 @@ from rgdm_lib.molecules.model import (
     weighted_batches,
 )
 from rgdm_lib.payoff import Draw, Weighted, temperature_for_ess
-from rgdm_lib.precision import bf16_pays
 from rgdm_lib.strength import payoff_level, reward_level, sample_strengthened, strengthen
 from rgdm_lib.training import Trainer, muon, save_weights
 
@@ -89,6 +89,22 @@ def command_line(name: str, preset: str) -> str:
     return f"python -m rgdm_lib.course experiment {name} --preset {preset}"
 
 
+def fast(network: nn.Module, preset: str) -> nn.Module:
+    """The network on the preset's device, compiled once for all sizes of molecules.
+
+    For the seconds of preset quick compiling does not pay.
+    """
+    place(network, device_for(preset))
+    if preset != "quick":
+        network.compile(dynamic=True)
+    return network
+
+
+def load_fast(path: Path, preset: str) -> EGNN:
+    """``load_model``'s network, ``fast``."""
+    return fast(load_model(path)[0], preset)
+
+
 def train_base(preset: str, out: Path, lr: float = 1.5e-3, until: int = 0) -> Path:
     """Train the base model; write its averaged weights, then 10,000 samples with QED.
 
@@ -101,9 +117,7 @@ def train_base(preset: str, out: Path, lr: float = 1.5e-3, until: int = 0) -> Pa
     diffusion, times = molecule_diffusion(), training_times()
     data = load_qm9(DATA[preset]).part("train")
     draw = sized_batches(data, batch)
-    model = EGNN(diffusion.schedule.alpha_bar, **network)
-    if preset != "quick":
-        model.compile(dynamic=True)  # once, not once for each size of molecule
+    model = fast(EGNN(diffusion.schedule.alpha_bar, **network), preset)
     trainer = Trainer(
         model,
         lambda net: diffusion.loss(net, next(draw), times=times),
@@ -112,7 +126,7 @@ def train_base(preset: str, out: Path, lr: float = 1.5e-3, until: int = 0) -> Pa
         optimizer=muon,
         decay_share=0.4,
         ema_decay=0.9995,
-        bf16=bf16_pays(),
+        bf16=bf16_pays(device_for(preset).type),
         save_every=setting["save_every"],
         checkpoint=out / "checkpoint.safetensors",
         config={**network, "batch": batch, "data": DATA[preset]},
@@ -168,9 +182,7 @@ def write_scored(molecules: MoleculeSet, path: Path, preset: str) -> Path:
 
 def sample_base(preset: str, out: Path) -> Path:
     """10,000 samples of the shipped base model, with QED."""
-    model, _ = load_model(base_file(DATA[preset]))
-    if preset != "quick":
-        model.compile(dynamic=True)
+    model = load_fast(base_file(DATA[preset]), preset)
     path = output_folder(preset, out) / f"base_{DATA[preset]}_samples.npz"
     data = load_qm9(DATA[preset]).part("train")
     return sample_and_score(model, path, preset, 0, SAMPLES[preset], data)
@@ -338,10 +350,8 @@ def guide_qed(
     Each network is written with a set of its samples. A set that is there is not made again.
     """
     setting, home, dataset = GUIDANCE[preset], output_folder(preset, out), DATA[preset]
-    network, _ = load_model(base_file(dataset))
+    network = load_fast(base_file(dataset), preset)
     base = copy.deepcopy(network.state_dict())
-    if preset != "quick":
-        network.compile(dynamic=True)  # once, for all of them
     written = []
     for reference in references:
         wanted = targets(payoff_draw(reference, dataset))
@@ -413,10 +423,7 @@ def strengthen_qed(
         ValueError: a guided model whose mean QED is not above the base's, or does not rise.
     """
     home, dataset = output_folder(preset, out), DATA[preset]
-    base, guided = (load_model(base_file(dataset))[0] for _ in range(2))
-    if preset != "quick":
-        base.compile(dynamic=True)
-        guided.compile(dynamic=True)
+    base, guided = (load_fast(base_file(dataset), preset) for _ in range(2))
     start = reward_level(stored_qed(load_set(base_file(dataset, "_samples.npz"))))
     written = []
     for reference in references:
@@ -446,9 +453,11 @@ def redraw_qed(preset: str, out: Path, share: int = 40, n: int = 300) -> list[Pa
     """
     n, dataset = (8 if preset == "quick" else n), DATA[preset]
     wanted = targets(payoff_draw("data", dataset))[share]
-    base, _ = load_model(base_file(dataset))
     weights = guided_name("data", share, 0, dataset, ".safetensors")
-    guided, _ = load_model(output_folder(preset, out) / weights)
+    base, guided = (
+        load_fast(path, preset)
+        for path in (base_file(dataset), output_folder(preset, out) / weights)
+    )
     written = []
     for name, denoiser in (("base", base), ("guided", guided)):
         torch.manual_seed(0)

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rgdm_lib.hardware import bf16_pays
 from rgdm_lib.payoff import Draw, Weighted
-from rgdm_lib.precision import bf16_pays
 from rgdm_lib.training import Trainer, muon, save_weights
 
 
@@ -46,7 +46,7 @@ def train_and_save(
         lr: peak learning rate.
         config: identifies the run, JSON.
         command: what makes the file, for its metadata.
-        bf16: matrix products in bfloat16 where the processor has it.
+        bf16: matrix products in bfloat16 where the hardware has it.
         looks: steps, ascending, at which to stop for a ``look``.
         look: (step, average so far); its random draws leave those of the training as they are.
 
@@ -59,7 +59,7 @@ def train_and_save(
         lr=lr,
         optimizer=muon,
         decay_share=0.5,
-        bf16=bf16 and bf16_pays(),
+        bf16=bf16 and bf16_pays(next(network.parameters()).device.type),
         checkpoint=checkpoint,
         config=config | {"steps": steps},
     )

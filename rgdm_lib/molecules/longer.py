@@ -20,13 +20,13 @@ from rgdm_lib.molecules.experiments import (
     GUIDANCE,
     base_file,
     guided_name,
+    load_fast,
     output_folder,
     payoff_draw,
     sample_and_score,
     targets,
     train_toward,
 )
-from rgdm_lib.molecules.model import load_model
 
 TIMES_LONGER = 4  # than the guided models of ``molecules-qed``
 LOOKS = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 3 / 4)  # of the run
@@ -57,9 +57,7 @@ def guide_longer(preset: str, out: Path, share: int = 40, lr: float = 1e-3) -> l
         home / longer_name(share, dataset, ending)
         for ending in (".safetensors", "_looks.npz", "_samples.npz")
     )
-    network, _ = load_model(base_file(dataset))
-    if preset != "quick":
-        network.compile(dynamic=True)
+    network = load_fast(base_file(dataset), preset)
     train = load_qm9(dataset).part("train")
     steps = TIMES_LONGER * GUIDANCE[preset]["steps"]
     at = [round(part * steps) for part in LOOKS]

@@ -12,6 +12,7 @@ from tqdm.auto import tqdm
 
 from rgdm_lib._data import data_path
 from rgdm_lib.diffusion import Denoiser, Diffusion
+from rgdm_lib.hardware import bf16_products
 from rgdm_lib.molecules.data import (
     CHANNELS,
     MoleculeSet,
@@ -21,7 +22,6 @@ from rgdm_lib.molecules.data import (
 )
 from rgdm_lib.molecules.egnn import EGNN
 from rgdm_lib.payoff import Draw, Weighted
-from rgdm_lib.precision import bf16_pays
 from rgdm_lib.schedules import polynomial
 from rgdm_lib.training import load_tensors
 
@@ -134,7 +134,7 @@ def sample_molecules(
         n_atoms: (n,) sizes, drawn before anything else.
         steps: sampling steps of T = 1000, spaced quadratically.
         batch: molecules of one size that go through the network at once.
-        bf16: matrix products in bfloat16 where the processor has it.
+        bf16: matrix products in bfloat16 where the hardware has it.
         progress: show progress.
 
     Returns:
@@ -189,7 +189,7 @@ def _by_size(
     for n in np.unique(n_atoms):
         chosen = np.flatnonzero(n_atoms == n)
         for part in np.array_split(chosen, -(-len(chosen) // batch)):
-            with torch.autocast("cpu", torch.bfloat16, enabled=bf16 and bf16_pays()):
+            with bf16_products(bf16):
                 for state in diffusion.sample(denoiser, start(part), times):
                     x = state.x
             parts.append(decode(x))

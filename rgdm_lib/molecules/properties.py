@@ -29,6 +29,7 @@ from rgdm_lib.molecules.experiments import (
     STEPS,
     base_file,
     command_line,
+    fast,
     output_folder,
     write_scored,
 )
@@ -185,10 +186,8 @@ def target_properties(
     in equal weights, and at the temperature of 40 % effective samples. Each network is written
     with a set of its samples, and what is there is not made again.
     """
-    network = load_model(base_file(DATA[preset]))[0].conditional(1)
+    network = fast(load_model(base_file(DATA[preset]))[0].conditional(1), preset)
     untrained = copy.deepcopy(network.state_dict())
-    if preset != "quick":
-        network.compile(dynamic=True)  # once, for all of them
     written, command = [], command_line("molecules-property", preset)
     for name in properties:
         protocol = Protocol(name, DATA[preset], output_folder(preset, out))

@@ -28,11 +28,11 @@ from rgdm_lib.molecules.experiments import (
     base_file,
     guide_set,
     guided_name,
+    load_fast,
     load_guided,
     output_folder,
     sample_and_score,
 )
-from rgdm_lib.molecules.model import load_model
 from rgdm_lib.payoff import Draw, Weighted, temperature_for_ess
 from rgdm_lib.strength import matching_strength, payoff_level, reward_level, strengthen
 
@@ -137,9 +137,7 @@ def guide_relaxation(preset: str, out: Path, seeds: tuple = SEEDS, lr: float = 1
         for kind, reference in (("control", "model"), ("control_of_data", "data")):
             energies_of(kind, seed, load_guided(reference, 100, seed, dataset).subset(range(n)))
         weights = guided_name("model", 100, seed, dataset, ".safetensors")
-        network, _ = load_model(data_path(f"molecules/{weights}"))
-        if preset != "quick":
-            network.compile(dynamic=True)
+        network = load_fast(data_path(f"molecules/{weights}"), preset)
         config = {"seed": seed, "share": SHARE, "batch": GUIDANCE[preset]["batch"]}
         guide_set(preset, out, path, network, target, seed, n, lr, "relaxation", config)
         energies_of("guided", seed, load_set(path))
@@ -177,9 +175,7 @@ def strengthen_relaxation(preset: str, out: Path, seeds: tuple = SEEDS) -> list[
                 data_path(f"molecules/{guided_name('model', 100, seed, dataset, '.safetensors')}"),
                 home / relaxation_name("guided", seed, dataset, ".safetensors"),
             )
-            networks = [load_model(name)[0] for name in names]
-            for network in networks if preset != "quick" else ():
-                network.compile(dynamic=True)
+            networks = [load_fast(name, preset) for name in names]
             strength = matching_strength(((0.0, control), (1.0, guided)), aim)
             print(f"relaxation, seed {seed}: strength {strength:.3f}", flush=True)
             denoiser = strengthen(networks[1], networks[0], strength)

@@ -28,6 +28,7 @@ from rgdm_lib.baselines import (
     value_guidance,
 )
 from rgdm_lib.diffusion import Denoiser, Diffusion
+from rgdm_lib.hardware import bf16_pays, device_for
 from rgdm_lib.in_parts import InParts
 from rgdm_lib.molecules import rewards
 from rgdm_lib.molecules.data import CHANNELS, load_qm9, load_set, zero_com_noise_like
@@ -39,6 +40,7 @@ from rgdm_lib.molecules.experiments import (
     SEEDS,
     base_file,
     command_line,
+    fast,
     output_folder,
     payoff_draw,
     sample_and_score,
@@ -59,7 +61,6 @@ from rgdm_lib.molecules.model import (
 from rgdm_lib.molecules.properties import sample_conditional
 from rgdm_lib.molecules.regressors import NETWORKS, NoisyRegressor
 from rgdm_lib.payoff import Draw, systematic_resample
-from rgdm_lib.precision import bf16_pays
 from rgdm_lib.training import muon
 
 SHARE = 40
@@ -101,9 +102,7 @@ class _Start:
         return load_model(base_file(self.dataset))[0]
 
     def compiled(self, network: nn.Module) -> nn.Module:
-        if self.preset != "quick":
-            network.compile(dynamic=True)
-        return network
+        return fast(network, self.preset)
 
     def fit(
         self, rival: str, seed: int, network: nn.Module, loss: Callable[[nn.Module], Tensor]
@@ -244,7 +243,7 @@ def _reward_weighted(start: _Start, path: Path, seed: int) -> None:
             lr=start.lr,
             optimizer=muon,
             decay_share=0.5,
-            bf16=bf16_pays(),
+            bf16=bf16_pays(device_for(start.preset).type),
             checkpoint=start.out / state,
             config={"rival": "reward_weighted", "seed": seed, "round": k, "batch": start.batch},
         )

@@ -27,6 +27,7 @@ from rgdm_lib.molecules.experiments import (
     STRENGTHENED,
     base_file,
     guide_set,
+    load_fast,
     output_folder,
     strengthen_set,
 )
@@ -135,10 +136,8 @@ def guide_stability(preset: str, out: Path, seeds: tuple = SEEDS, lr: float = 1e
     written with a set of its samples; a set that is there is not made again.
     """
     home, dataset = output_folder(preset, out), DATA[preset]
-    network, _ = load_model(base_file(dataset))
+    network = load_fast(base_file(dataset), preset)
     base = copy.deepcopy(network.state_dict())
-    if preset != "quick":
-        network.compile(dynamic=True)  # once, for all of them
     wanted = stability_targets(stability_draw(dataset))
     written = []
     for seed in seeds:
@@ -163,10 +162,7 @@ def strengthen_stability(preset: str, out: Path, seeds: tuple = SEEDS) -> list[P
         ValueError: a guided model that is not stable more often than the base.
     """
     home, dataset, n = output_folder(preset, out), DATA[preset], SAMPLES[preset]
-    base, guided = (load_model(base_file(dataset))[0] for _ in range(2))
-    if preset != "quick":
-        base.compile(dynamic=True)
-        guided.compile(dynamic=True)
+    base, guided = (load_fast(base_file(dataset), preset) for _ in range(2))
     draw = stability_draw(dataset)
     aim, start = payoff_level(stability_targets(draw)["guided"]), reward_level(draw.reward)
     written = []

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from rgdm_lib import rgdm
 from rgdm_lib._data import data_path, data_root, read_manifest, write_manifest
 from rgdm_lib.diffusion import Denoiser
+from rgdm_lib.hardware import bf16_pays, device_for, place
 from rgdm_lib.payoff import Draw, Reward, temperature_for_ess
-from rgdm_lib.precision import bf16_pays
 from rgdm_lib.rewards import threshold
 from rgdm_lib.shapes.data import Normalisation, ShapeSet, shapes
 from rgdm_lib.shapes.model import (
@@ -129,7 +129,11 @@ def _command(name: str, preset: str) -> str:
 
 
 def fast(network: nn.Module, preset: str) -> nn.Module:
-    """Compile, half as fast again; for the seconds of preset quick it does not pay."""
+    """The network on the preset's device, compiled, half as fast again.
+
+    For the seconds of preset quick compiling does not pay.
+    """
+    place(network, device_for(preset))
     if preset != "quick":
         network.compile()
     return network
@@ -152,7 +156,7 @@ def train_base(preset: str, out: Path, lr: float = 1.5e-3, until: int = 0) -> Pa
         return diffusion.loss(net, x0, times=times)
 
     trainer = Trainer(
-        SetDenoiser(diffusion.schedule.alpha_bar, **network),
+        place(SetDenoiser(diffusion.schedule.alpha_bar, **network), device_for(preset)),
         loss,
         setting["steps"],
         lr=lr,
@@ -337,7 +341,7 @@ class Start(NamedTuple):
             "lr": LEARNING_RATES[long],
             "warmup": steps // 20,
             "decay_share": 0.5,
-            "bf16": self.preset != "quick" and bf16_pays(),
+            "bf16": self.preset != "quick" and bf16_pays(device_for(self.preset).type),
             "checkpoint": self.checkpoint(name, seed),
             "config": {"model": name, "seed": seed, **setting},
         }

@@ -17,8 +17,8 @@ from tqdm.auto import tqdm
 
 from rgdm_lib._data import data_path
 from rgdm_lib.diffusion import Denoiser, Diffusion
+from rgdm_lib.hardware import bf16_products
 from rgdm_lib.payoff import check_sizes
-from rgdm_lib.precision import bf16_pays
 from rgdm_lib.schedules import polynomial
 from rgdm_lib.shapes.data import Normalisation
 from rgdm_lib.shapes.nets import PointNet, SetDenoiser
@@ -128,14 +128,14 @@ def sample_clouds(
         steps: of ``sampling_times``.
         batch: clouds at once.
         cond: (n, c) for a denoiser that reads a condition.
-        bf16: matrix products in bfloat16 where the processor has it.
+        bf16: matrix products in bfloat16 where the hardware has it.
         progress: show progress.
     """
     diffusion, times, clouds = shape_diffusion(), sampling_times(steps), []
     bar = tqdm(total=n, disable=not progress, mininterval=2.0, unit="cloud")
     for first in range(0, n, batch):
         start = torch.randn(min(batch, n - first), points, 3)
-        with torch.autocast("cpu", torch.bfloat16, enabled=bf16 and bf16_pays()):
+        with bf16_products(bf16):
             told = None if cond is None else cond[first : first + batch]
             for state in diffusion.sample(denoiser, start, times, cond=told):
                 x = state.x

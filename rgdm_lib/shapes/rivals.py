@@ -24,6 +24,7 @@ from rgdm_lib.baselines import (
     value_guidance,
 )
 from rgdm_lib.diffusion import Denoiser
+from rgdm_lib.hardware import device_for, place
 from rgdm_lib.in_parts import InParts
 from rgdm_lib.payoff import Draw, systematic_resample
 from rgdm_lib.shapes.experiments import (
@@ -114,6 +115,7 @@ def _gradient(start: Start, name: str, seed: int) -> Made:
             x0, reward = draw.x0[index], draw.reward[index]
             return value_guidance.loss(diffusion, net, x0, reward, tau, best)
 
+    place(net, device_for(start.preset))
     trained = start.fit(name, seed, net, loss, lr=2e-3)  # from scratch
     guided = classifier_guidance.guided(start.network, potential(trained), diffusion)
     return start.sample(guided, seed), {}

@@ -2,7 +2,7 @@
 
     taskset -c 0 python tests/bench/bfloat16.py
 
-Prints a table for ``README.md``, and what ``precision.bf16_pays`` says of the processor.
+Prints a table for ``README.md``, and what ``hardware.bf16_pays`` says of the processor.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from collections.abc import Callable
 
 import torch
 
+from rgdm_lib.hardware import bf16_pays
 from rgdm_lib.molecules.data import CHANNELS
 from rgdm_lib.molecules.experiments import base_file
 from rgdm_lib.molecules.model import load_model
-from rgdm_lib.precision import bf16_pays
 
 
 def milliseconds(call: Callable[[], object], seconds: float = 3.0) -> float:

@@ -14,11 +14,11 @@ import time
 import torch
 from torch import nn
 
+from rgdm_lib.hardware import bf16_pays
 from rgdm_lib.molecules.data import encode, load_qm9
 from rgdm_lib.molecules.egnn import EGNN
 from rgdm_lib.molecules.experiments import NETWORKS
 from rgdm_lib.molecules.model import molecule_diffusion, sized_batches, training_times
-from rgdm_lib.precision import bf16_pays
 from rgdm_lib.training import Trainer, adam, muon
 
 BANDS = ((1, 80), (80, 160), (160, 320))

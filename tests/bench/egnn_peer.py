@@ -27,10 +27,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rgdm_lib.hardware import bf16_pays
 from rgdm_lib.molecules.data import CHANNELS, ELEMENTS, MoleculeSet, encode, load_qm9
 from rgdm_lib.molecules.egnn import EGNN
 from rgdm_lib.molecules.model import molecule_diffusion, training_times
-from rgdm_lib.precision import bf16_pays
 from rgdm_lib.training import Trainer, muon
 
 BATCH = 64
