@@ -463,7 +463,7 @@ def test_payoffs_are_tilted_by_what_they_name():
 def test_trainings_are_in_bfloat16_only_where_it_pays(monkeypatch, tmp_path):
     start = experiments.Start("laptop", tmp_path, None, None, None)
     for pays in (True, False):
-        monkeypatch.setattr(experiments, "bf16_pays", lambda pays=pays: pays)
+        monkeypatch.setattr(experiments, "bf16_pays", lambda kind, pays=pays: pays)
         assert start.trainer("steady", 0)["bf16"] is pays
     assert (
         experiments.Start("quick", tmp_path, None, None, None).trainer("steady", 0)["bf16"] is False
