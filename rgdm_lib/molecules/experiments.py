@@ -8,11 +8,11 @@ ships into ``data/molecules``.
 from __future__ import annotations
 
 import copy
+import functools
 import itertools
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -188,6 +188,7 @@ def sample_base(preset: str, out: Path) -> Path:
     return sample_and_score(model, path, preset, 0, SAMPLES[preset], data)
 
 
+@functools.cache  # QED of all training molecules takes seconds
 def payoff_draw(reference: str, dataset: str = "heavy7") -> Draw:
     """What the payoff distribution is made of: molecules of the reference with their QED, by size.
 
@@ -440,7 +441,7 @@ def strengthen_qed(
             own = reward_level(stored_qed(load_set(at_one)))
             levels = payoff_level(wanted[share]), start, own
             n = GUIDED_SAMPLES[preset][share]
-            sampler = partial(strengthen, guided, base)
+            sampler = functools.partial(strengthen, guided, base)
             strengthen_set(preset, out, path, sampler, seed, n, levels, stored_qed)
     return written
 
