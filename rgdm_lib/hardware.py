@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -50,12 +51,13 @@ def bf16_pays(kind: str = "cpu") -> bool:
     """Whether a device of this kind ("cpu", "cuda") multiplies bfloat16 numbers itself.
 
     A processor that does not does it in software: with AVX2 alone the molecules' network took 8
-    times as long as in float32 (``tests/bench/README.md``).
+    times as long as in float32 (``tests/bench/README.md``). On a Mac torch leaves the instruction
+    unused, and multiplies float32 numbers with Apple's own library.
     """
     if kind == "cuda":
         return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
     has = torch.cpu.get_capabilities()
-    return any(has.get(name, False) for name in BF16_INSTRUCTIONS)
+    return sys.platform != "darwin" and any(has.get(name, False) for name in BF16_INSTRUCTIONS)
 
 
 @contextlib.contextmanager

@@ -1,6 +1,7 @@
 """Networks on the device of their preset; bfloat16 only where the hardware has it."""
 
 import copy
+import sys
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from rgdm_lib.shapes.nets import NoisyPointNet, SetDenoiser
 
 
 def processor(monkeypatch, **has):
+    monkeypatch.setattr(sys, "platform", "linux")
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True, **has})
 
 
@@ -28,6 +30,8 @@ def processor(monkeypatch, **has):
 def test_it_pays_where_the_processor_has_an_instruction(monkeypatch, has):
     processor(monkeypatch, **has)
     assert hardware.bf16_pays()
+    monkeypatch.setattr(sys, "platform", "darwin")
+    assert not hardware.bf16_pays()
 
 
 @pytest.mark.parametrize("has", [{}, {"amx_bf16": False, "avx512_f": True, "amx_tile": True}])
