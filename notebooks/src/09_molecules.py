@@ -1509,14 +1509,14 @@ for share, (_, at_own) in toward.items():
 for share in toward:  # what the text below says
     first, both, alone = (by_way[share, name] for name in ("toward the payoff", "**toward it, at s**", "from the base as it is, at s"))
     assert 0.4 < first["closed"] < 0.65 and abs(both["closed"] - 1) < 0.1
-    assert (both["ks"] - floors[share] < 0.01 and both["ks"] < alone["ks"]) == (share == 40)
+    assert (both["ks"] - floors[share] < 0.015 and both["ks"] < alone["ks"]) == (share == 40)
     assert both["mol_stable_edm"] > alone["mol_stable_edm"] + 0.1 and both["valid_edm"] > alone["valid_edm"]
     assert both["unique_edm"] < alone["unique_edm"] and 0 < both["off"] < alone["off"]
 
 # %% [markdown]
 # No. The directions hardly disturb each other. At $s = 1$ a little more than half of the gap is closed, as before. At the strength that was set to meet the
-# mean it is 0.99 of the gap at ESS 40 % and 0.95 at 10 %. At 40 % the whole law of QED is within a hundredth of what an exact sample of this size scores,
-# nearer than from the base as it is; at 10 % it is off by 0.03, and no nearer than from there. And 86 and 89 % of the molecules are stable where 70 and 77 %
+# mean it is 0.99 of the gap at ESS 40 % and 0.95 at 10 %. At 40 % the KS distance of QED's whole law is within 0.015 of what an exact sample of this size
+# scores, nearer than from the base as it is; at 10 % it is off by 0.03, and no nearer than from there. And 86 and 89 % of the molecules are stable where 70 and 77 %
 # were: the correction outlives the tilt. Nitrogen is still past the payoff's share, by less.
 #
 # What it costs: three networks a step, and variety. At 40 % one sample in five repeats another one, at 10 % one in two, more than from the base as it is. But
