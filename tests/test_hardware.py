@@ -86,6 +86,13 @@ def test_who_asks_for_bfloat16_gets_it_where_it_pays(monkeypatch, tmp_path, use,
     assert net.seen == {has}
 
 
+@pytest.mark.parametrize("wanted", [True, False])
+def test_who_does_not_ask_for_it_does_not_get_it(monkeypatch, wanted):
+    processor(monkeypatch, amx_bf16=True)
+    with hardware.bf16_products(wanted):
+        assert torch.is_autocast_enabled("cpu") is wanted
+
+
 @pytest.mark.parametrize("has", [True, False])
 def test_of_a_gpu_the_gpu_is_asked(monkeypatch, has):
     processor(monkeypatch, amx_bf16=not has)
