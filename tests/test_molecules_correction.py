@@ -140,13 +140,36 @@ def test_qed_from_the_corrected_base_at_strength_1_and_at_the_payoffs_mean(tmp_p
     monkeypatch.setattr(correction, "sample_and_score", sample)
     monkeypatch.setattr(experiments, "sample_and_score", sample)
     start = load_qm9().subset(range(40)).with_properties(qed=np.full(40, 0.43))
-    save_set(tmp_path / correction.correction_name("corrected"), start)
-    at_one, path = correction.guide_corrected("quick", tmp_path, shares=(40,))
+    home = tmp_path / "home"
+    home.mkdir()
+    monkeypatch.setattr(correction, "output_folder", lambda preset, out: home)
+    save_set(home / correction.correction_name("corrected"), start)
+    at_one, path = correction.guide_corrected("quick", tmp_path, (40,), (0,))
     target = experiments.targets(experiments.payoff_draw("data"))[40]
     aim = float(target.expectation(target.reward))
     assert drawn[0] == (at_one.name, 4, 1.0, -2 * 1.0 + 10.0)
     assert [seed for _, seed, _, _ in drawn[1:]] == [0, 3, 6] and drawn[-1][0] == path.name
     assert drawn[-1][2] == pytest.approx((aim - 0.43) / 0.02, rel=1e-3)
     assert all(value == pytest.approx(-2 + 10 * s, rel=1e-5) for _, _, s, value in drawn)
-    assert correction.guide_corrected("quick", tmp_path, shares=(40,)) == [at_one, path]
+    assert correction.guide_corrected("quick", tmp_path, (40,), (0,)) == [at_one, path]
     assert len(drawn) == 4
+
+    # a further training seed: from the base, in fewer steps, at the strength of seed 0
+    trained = []
+
+    def train(preset, out, weights, network, target, seed, steps, lr, reward, config):
+        trained.append((network.value, weights, seed, steps))
+        torch.testing.assert_close(target.log_weight, wanted.log_weight)
+        network.value = 20.0
+
+    wanted = target
+    monkeypatch.setattr(correction, "train_toward", train)
+    (second,) = correction.guide_corrected("quick", tmp_path, (40,), (1,))
+    assert second == home / experiments.guided_name("data", 40, 1, ending=correction.GUIDED[1])
+    weights = tmp_path / experiments.guided_name("data", 40, 1, ending=".safetensors")
+    assert trained == [(0.0, weights, 1, correction.FURTHER_STEPS["quick"])]  # its own folder
+    assert drawn[4] == (second.name, 7, drawn[3][2], pytest.approx(-2 + 20 * drawn[3][2], rel=1e-5))
+    assert correction.guide_corrected("quick", tmp_path, (40,), (1,)) == [second]
+    assert len(drawn) == 5 and len(trained) == 1
+    with pytest.raises(FileNotFoundError, match="Run this with seed 0 first"):
+        correction.guide_corrected("quick", tmp_path, (10,), (1,))
