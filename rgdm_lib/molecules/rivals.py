@@ -101,16 +101,13 @@ class _Start:
     def base(self) -> EGNN:
         return load_model(base_file(self.dataset))[0]
 
-    def compiled(self, network: nn.Module) -> nn.Module:
-        return fast(network, self.preset)
-
     def fit(
         self, rival: str, seed: int, network: nn.Module, loss: Callable[[nn.Module], Tensor]
     ) -> nn.Module:
         """``train_and_save`` as long as RGDM's, from where the network is."""
         weights = self.home / rival_name(rival, seed, self.dataset, ".safetensors")
         return train_and_save(
-            self.compiled(network),
+            fast(network, self.preset),
             loss,
             weights,
             self.out / f"{weights.stem}.checkpoint.safetensors",
@@ -185,7 +182,7 @@ def _value(start: _Start, path: Path, seed: int) -> None:
 
     network = NoisyRegressor(diffusion.schedule.alpha_bar, **NETWORKS[start.preset])
     trained = start.fit("value", seed, network, loss)
-    potential, base = value_guidance.log_weight(trained), start.compiled(start.base())
+    potential, base = value_guidance.log_weight(trained), fast(start.base(), start.preset)
     guided = classifier_guidance.guided(base, potential, diffusion)
     start.sample(guided, path, seed, len(reward))
 
@@ -202,7 +199,7 @@ def _tilt_matching(start: _Start, path: Path, seed: int) -> None:
         inside = strata == size
         weight[inside] = weight[inside] / weight[inside].mean() if weight[inside].any() else 1.0
     batches = indexed_batches(start.draw.x0, start.batch)
-    reference = start.compiled(start.base())
+    reference = fast(start.base(), start.preset)
 
     def loss(network: nn.Module) -> Tensor:
         x, i = next(batches)
@@ -217,7 +214,7 @@ def _reward_weighted(start: _Start, path: Path, seed: int) -> None:
 
     Peters & Schaal 2007. The first round has the first of the reference's samples.
     """
-    diffusion, network = molecule_diffusion(), start.compiled(start.base())
+    diffusion, network = molecule_diffusion(), fast(start.base(), start.preset)
     n = ROUND_SAMPLES[start.preset]
     pool, reward = start.draw.x0.subset(np.arange(n)), start.draw.reward[:n]
     for k in range(ROUNDS):
@@ -266,7 +263,7 @@ def _ddpo(start: _Start, path: Path, seed: int) -> None:
     compare like with like; paths without a value are left out. In float32: a ratio multiplies the
     errors of all coordinates.
     """
-    setting, network = DDPO[start.preset], start.compiled(start.base())
+    setting, network = DDPO[start.preset], fast(start.base(), start.preset)
     state = start.out / rival_name("ddpo", seed, start.dataset, ".checkpoint.safetensors")
 
     def noise(n: int) -> Tensor:
