@@ -154,7 +154,7 @@ def test_qed_from_the_corrected_base_at_strength_1_and_at_the_payoffs_mean(tmp_p
     assert correction.guide_corrected("quick", tmp_path, (40,), (0,)) == [at_one, path]
     assert len(drawn) == 4
 
-    # a further training seed: from the base, in fewer steps, at the strength of seed 0
+    # a further training seed: from the base, in fewer steps; tried once, then fresh samples
     trained = []
 
     def train(preset, out, weights, network, target, seed, steps, lr, reward, config):
@@ -164,12 +164,24 @@ def test_qed_from_the_corrected_base_at_strength_1_and_at_the_payoffs_mean(tmp_p
 
     wanted = target
     monkeypatch.setattr(correction, "train_toward", train)
-    (second,) = correction.guide_corrected("quick", tmp_path, (40,), (1,))
-    assert second == home / experiments.guided_name("data", 40, 1, ending=correction.GUIDED[1])
+    both = correction.guide_corrected("quick", tmp_path, (40,), (1,))
+    assert both == [
+        home / experiments.guided_name("data", 40, 1, ending=end) for end in correction.GUIDED
+    ]
     weights = tmp_path / experiments.guided_name("data", 40, 1, ending=".safetensors")
     assert trained == [(0.0, weights, 1, correction.FURTHER_STEPS["quick"])]  # its own folder
-    assert drawn[4] == (second.name, 7, drawn[3][2], pytest.approx(-2 + 20 * drawn[3][2], rel=1e-5))
-    assert correction.guide_corrected("quick", tmp_path, (40,), (1,)) == [second]
-    assert len(drawn) == 5 and len(trained) == 1
+    (trial, at, tried, value), (name, fresh, own, _) = drawn[4:]
+    assert (trial, at, tried) == (both[0].name, 7, drawn[3][2])
+    assert value == pytest.approx(-2 + 20 * tried, rel=1e-5)
+    # the rewards of these networks lie on a line: the trial met the aim, and its strength stays
+    assert (name, fresh) == (both[1].name, 16) and own == pytest.approx(tried, rel=1e-3)
+    assert correction.guide_corrected("quick", tmp_path, (40,), (1,)) == both
+    both[
+        1
+    ].unlink()  # the trial is there still: its rewards, not the first seed's, set the strength
+    half = load_set(both[0])
+    save_set(both[0], half.with_properties(qed=np.full(40, 0.43 + (aim - 0.43) / 2)))
+    correction.guide_corrected("quick", tmp_path, (40,), (1,))
+    assert len(drawn) == 7 and drawn[6][2] == pytest.approx(2 * tried, rel=1e-3)
     with pytest.raises(FileNotFoundError, match="Run this with seed 0 first"):
         correction.guide_corrected("quick", tmp_path, (10,), (1,))

@@ -46,7 +46,7 @@ from rgdm_lib.molecules.experiments import (
 from rgdm_lib.molecules.metrics import element_counts, size_weight
 from rgdm_lib.molecules.model import load_model
 from rgdm_lib.payoff import Draw, Weighted
-from rgdm_lib.strength import payoff_level, reward_level, strengthen
+from rgdm_lib.strength import matching_strength, payoff_level, reward_level, strengthen
 
 KINDS = ("own", "corrected")
 # Both looked at on 800 samples: strengths 1.7, 3, 5 with MORE = 0; MORE = 0, 1 at strength 3
@@ -81,16 +81,14 @@ def load_correction(kind: str, dataset: str = "heavy7") -> MoleculeSet:
     return load_set(data_path(f"molecules/{correction_name(kind, dataset)}"))
 
 
-def load_toward(share: int, dataset: str = "heavy7") -> list[MoleculeSet] | None:
-    """Shipped samples from the corrected base, at strength 1 and at its own; None if none ship."""
-    sets = [load_if_shipped(guided_name("data", share, 0, dataset, end)) for end in GUIDED]
+def load_toward(share: int, seed: int = 0, dataset: str = "heavy7") -> list[MoleculeSet] | None:
+    """Shipped samples from the corrected base: a trial and, at its own strength, the set judged.
+
+    The trial is at strength 1, that of a further training seed at the strength of seed 0. None if
+    none ship.
+    """
+    sets = [load_if_shipped(guided_name("data", share, seed, dataset, end)) for end in GUIDED]
     return None if None in sets else sets
-
-
-def load_toward_seeds(share: int, dataset: str = "heavy7") -> dict[int, MoleculeSet]:
-    """Shipped samples from the corrected base at the strength of seed 0, by training seed."""
-    sets = {s: load_if_shipped(guided_name("data", share, s, dataset, GUIDED[1])) for s in SEEDS}
-    return {seed: molecules for seed, molecules in sets.items() if molecules is not None}
 
 
 def linear_reward(features: Tensor, means: Tensor, strata: Tensor) -> Tensor:
@@ -205,8 +203,8 @@ def guide_corrected(
 
     Training seed 0 is that of ``molecules-qed``: a set at strength 1, and one at the strength that
     brings the mean QED to the payoff's, see ``strengthen_set``. The others are trained here, from
-    the base, and sampled once, at the strength of seed 0: nothing is chosen on their samples. A
-    set that is there is not made again.
+    the base; their strength is set on one trial, at that of seed 0. A set or trial that is there is
+    not made again.
 
     Raises:
         FileNotFoundError: a further seed before seed 0 has its strength.
@@ -231,32 +229,38 @@ def guide_corrected(
         if not path.exists():
             levels = payoff_level(wanted[share]), start, reward_level(stored_qed(load_set(at_one)))
             strengthen_set(preset, out, path, sampler, 0, n, levels, stored_qed)
-        written.extend([at_one, path])
 
-    def further(share: int, seed: int, weights: Path, path: Path, of_first: Path) -> None:
+    def further(
+        share: int, seed: int, weights: Path, trial: Path, path: Path, of_first: Path
+    ) -> None:
         if not path.exists():
             if not of_first.exists():
                 raise FileNotFoundError(
-                    f"{of_first} is not there; its strength is that of training seed {seed}, too."
+                    f"{of_first} is not there; training seed {seed} is tried at its strength."
                     " Run this with seed 0 first"
                 )
-            strength = float(load_set(of_first).property("strength")[0])
             guided.load_state_dict(start_from)
             config = {"share": share, "seed": seed, "from": "base"}
             target, steps = wanted[share], FURTHER_STEPS[preset]
             train_toward(
                 preset, out, weights, guided, target, seed, steps, lr, "corrected-qed", config
             )
+            tried = float(load_set(of_first).property("strength")[0])
             noise = NOISE + len(SEEDS) * (seed + 1)
+            if not trial.exists():
+                sample_and_score(sampler(tried), trial, preset, noise, n, data, strength=tried)
+            line = (0.0, start), (tried, reward_level(stored_qed(load_set(trial))))
+            strength = matching_strength(line, payoff_level(wanted[share]))
+            noise += len(SEEDS) ** 2
             sample_and_score(sampler(strength), path, preset, noise, n, data, strength=strength)
-        written.append(path)
 
     for seed, share in itertools.product(seeds, shares):
         at_one, path = (home / guided_name("data", share, seed, dataset, end) for end in GUIDED)
+        written += [at_one, path]
         name = guided_name("data", share, seed, dataset, ".safetensors")
         if seed == 0:
             first(share, home / name, at_one, path)
         else:
             of_first = home / guided_name("data", share, 0, dataset, GUIDED[1])
-            further(share, seed, out / name, path, of_first)
+            further(share, seed, out / name, at_one, path, of_first)
     return written
