@@ -1519,37 +1519,59 @@ for share in toward:  # what the text below says
 # still. So this alone is no fault. That the samples come closer to the training molecules (memorisation), at 10 % to a fifth of a held-out molecule's distance, has the same two readings.
 
 # %% [markdown]
-# **Three trainings, one strength.** That was training seed 0, whose network came down the chain of temperatures, 8,000 batches for each. Seeds 1 and 2 were
-# trained from the base, for 2,000 batches (the next section says why so few will do), and sampled at the $s$ of seed 0: nothing was chosen on their samples.
+# **Another training.** That was training seed 0, whose network came down the chain of temperatures, 8,000 batches for each. Another one was trained from the
+# base in one go, for 2,000 batches (the next section: more hardly close more of the gap). Its samples at the $s$ of seed 0 are a trial. A line from the corrected
+# base through the trial gives it an $s$ of its own, and fresh samples are judged.
 #
-# **Predict.** Drawing 1,000 samples leaves the gap uncertain by what stands behind the ±. Will trainings differ by more than that?
+# **Predict.** Does the strength of one training suit the other? The ± says by how much 1,000 samples leave the gap uncertain.
 
 # %%
 columns = {"closed": "gap closed", "ks": "KS to the payoff", "mol_stable_edm": "stable", "valid_edm": "valid", "unique_edm": f"unique of {few:,}"}
-base_of_these, rows, trainings = judged(corrected, few), [], {}
+base_of_these, rows, trainings, tried = judged(corrected, few), [], {}, {}
 for share in toward:
-    of_seed = correction.load_toward_seeds(share)
-    trainings[share] = {s: on_the_way("", molecules, share, 0.0)[1] for s, molecules in of_seed.items()}
-    for s, found in trainings[share].items():
-        chance = by_sampling(of_seed[s], "data", share, start_at)
-        rows.append([f"{share} %", s, f"{found['closed']:.2f} ± {chance:.2f}", *(f"{found[key]:.3f}" for key in list(columns)[1:])])
-table(["ESS", "training seed", *columns.values()], rows)
+    pairs = {which: pair for which in experiments.SEEDS if (pair := correction.load_toward(share, which)) is not None}
+    trainings[share], tried[share] = {}, {}
+    for which, pair in pairs.items():
+        for word, molecules, kept in zip(("a trial", "**judged**"), pair, (tried, trainings), strict=True):
+            strength = float(molecules.property("strength")[0])
+            found = kept[share][which] = on_the_way("", molecules, share, strength)[1]
+            chance = by_sampling(molecules, "data", share, start_at)
+            rows.append([f"{share} %", which, word, f"{strength:.2f}", f"{found['closed']:.2f} ± {chance:.2f}",
+                         *(f"{found[key]:.3f}" for key in list(columns)[1:])])  # fmt: skip
+table(["ESS", "training seed", "", "s", *columns.values()], rows)
 
 # %%
 for share, found in trainings.items():
-    mean = {key: float(np.mean([one[key] for one in found.values()])) for key in columns}
+    each = {key: [one[key] for one in found.values()] for key in columns}
     how_made = (f"eps_base + {correction.STRENGTH - 1:g} (eps_base - eps_own) + s (eps_guided - eps_base), reference data, ESS {share} %, s set on other "
-                f"samples; mean of {len(found)} training seeds, {few:,} samples each")  # fmt: skip
+                f"samples; {len(found)} training seeds, {few:,} samples each")  # fmt: skip
     count = few * len(found)
-    run.metric(f"qed_gap_closed_corrected_ess{share}", mean["closed"], "1", count,
-               f"(QED_model - QED_corrected base) / (QED_payoff - QED_corrected base); {how_made}")  # fmt: skip
-    run.metric(f"qed_gap_closed_corrected_ess{share}_range", float(np.ptp([one["closed"] for one in found.values()])), "1", count,
-               "the largest over the training seeds minus the smallest")  # fmt: skip
-    run.metric(f"qed_ks_excess_corrected_ess{share}", mean["ks"] - floors[share], "1", count,
-               f"KS distance of QED to the payoff's, minus the mean of 20 exact samples of {few:,}; {how_made}", floor=floors[share])  # fmt: skip
+    for ending, value, word in (("", np.mean(each["closed"]), "mean over the training seeds"),
+                                ("_worst", max(each["closed"], key=lambda x: abs(x - 1)), "of the training seed farthest from 1"),
+                                ("_range", np.ptp(each["closed"]), "range over the training seeds")):  # fmt: skip
+        run.metric(f"qed_gap_closed_corrected_ess{share}{ending}", float(value), "1", count,
+                   f"(QED_model - QED_corrected base) / (QED_payoff - QED_corrected base), {word}; {how_made}")  # fmt: skip
+    run.metric(f"qed_ks_excess_corrected_ess{share}", max(each["ks"]) - floors[share], "1", count,
+               f"KS distance of QED to the payoff's, minus the mean of 20 exact samples of {few:,}, the largest over the training seeds; {how_made}",
+               floor=floors[share])  # fmt: skip
     for metric, key in (("stability", "mol_stable_edm"), ("validity", "valid_edm"), ("uniqueness", "unique_edm")):
-        run.metric(f"{metric}_change_corrected_ess{share}", mean[key] - base_of_these[key], "1", count,
-                   f"share stable, valid or unique among the valid, by EDM's rule, minus the corrected base's, equal numbers; {how_made}")  # fmt: skip
+        run.metric(f"{metric}_change_corrected_ess{share}", min(each[key]) - base_of_these[key], "1", count,
+                   "share stable, valid or unique among the valid, by EDM's rule, minus the corrected base's, equal numbers, the smallest over the "
+                   f"training seeds; {how_made}")  # fmt: skip
+
+# %%
+for share, found in trainings.items():  # what the text below says
+    assert all(abs(one["closed"] - 1) < 0.1 for one in found.values())
+    assert all(0.85 < tried[share][which]["closed"] < 0.95 for which in found if which)
+short = {share: found[1] for share, found in trainings.items() if 1 in found}
+stable = {share: (one["mol_stable_edm"], trainings[share][0]["mol_stable_edm"]) for share, one in short.items()}
+assert not short or (stable[40][0] < stable[40][1] - 0.03 and abs(stable[10][0] - stable[10][1]) < 0.03)
+
+# %% [markdown]
+# Nearly. At the other's $s$ the new training closes 0.88 and 0.91 of the gap, at its own 0.93 and 0.96, where seed 0 had 0.99 and 0.95: differences that a
+# thousand samples can hardly tell from none. What they can tell is at 40 %: 81 % of its molecules are stable, five points fewer than of seed 0 and of the
+# corrected base. A short training learns the direction toward the reward, and holds molecules together less well. The next section's table says the same in its
+# column *with a value*.
 
 # %% [markdown]
 # ### Would longer training do?
