@@ -434,8 +434,6 @@ REASONS = {
                f"{ours('ddpo_without_kl_over_rgdm_reward_evaluations', '.0f', ON)}: it never arrives",
     "relaxed-trained": "the control, trained on the base's own samples in equal weights, relaxes by twice the base's energy: a copy of samples keeps their errors and "
                        "adds its own. The reward takes that back, and no more; the strength does the rest (09, section 5)",
-    "qed-corrected-stable": "one of the two trainings is a short one, 2,000 batches from the base. It closes the gap, too, but five points fewer of its molecules are "
-                            "stable than of the corrected base; the long one, by way of warmer temperatures, costs none (09, section 5)",
     "clouds-shares": "the shares wander from one training to the next: at an effective share of 40 %, 90 and 81 % chairs for the payoff's 86. "
                      "Three times the steps did not steady them (08, section 6)",
     "elements": BASE,
