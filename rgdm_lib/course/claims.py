@@ -190,8 +190,8 @@ CLAIMS = (
                "and it costs little stability", (">=", -0.03)),
     _molecules("qed-corrected", "qed_gap_closed_corrected_ess40_worst",
                "from the corrected base, too, QED moves as far as the payoff distribution does, at "
-               "an ESS of 40 % and a strength set on other samples: the worst of all training seeds",
-               (">=", 0.9), ("<=", 1.1)),
+               "an ESS of 40 % and a strength set on other samples: the worst of all training "
+               "seeds", (">=", 0.9), ("<=", 1.1)),
     _molecules("qed-corrected-ess10", "qed_gap_closed_corrected_ess10_worst",
                "and at an ESS of 10 %", (">=", 0.8), ("<=", 1.2)),
     _molecules("qed-corrected-law", "qed_ks_excess_corrected_ess40",
