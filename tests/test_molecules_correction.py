@@ -181,7 +181,12 @@ def test_qed_from_the_corrected_base_at_strength_1_and_at_the_payoffs_mean(tmp_p
     ].unlink()  # the trial is there still: its rewards, not the first seed's, set the strength
     half = load_set(both[0])
     save_set(both[0], half.with_properties(qed=np.full(40, 0.43 + (aim - 0.43) / 2)))
-    correction.guide_corrected("quick", tmp_path, (40,), (1,))
-    assert len(drawn) == 7 and drawn[6][2] == pytest.approx(2 * tried, rel=1e-3)
+    correction.guide_corrected("quick", tmp_path, (40,), (2, 1))
+    assert [name for name, *_ in drawn[6:]] == [
+        *(experiments.guided_name("data", 40, 2, ending=end) for end in correction.GUIDED),
+        both[1].name,
+    ]
+    assert drawn[-1][2] == pytest.approx(2 * tried, rel=1e-3)
+    assert [value for value, *_ in trained] == [0.0] * 3  # each from the base
     with pytest.raises(FileNotFoundError, match="Run this with seed 0 first"):
         correction.guide_corrected("quick", tmp_path, (10,), (1,))
