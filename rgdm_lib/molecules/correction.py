@@ -61,7 +61,8 @@ NOISE = 1  # of the corrected samples; the base's own have 0
 GUIDED_SAMPLES = {"quick": 40, "laptop": 1000, "full": 10_000}
 GUIDED = ("_corrected_samples.npz", "_corrected_strengthened_samples.npz")
 # Of a further training seed, from the base: half of the gap is closed after a sixteenth of the
-# batches of ``molecules-longer``, and hardly more after all of them.
+# batches of ``molecules-longer``, and hardly more after all of them. What so few cost is stability:
+# at an effective share of 40 % 81 % of the molecules, where the chain of seed 0 has 86 %.
 FURTHER_STEPS = {"quick": 10, "laptop": 2000, "full": 25_000}
 
 
