@@ -123,7 +123,7 @@ def test_qed_from_the_corrected_base_at_strength_1_and_at_the_payoffs_mean(tmp_p
             return torch.full_like(x_t, self.value)
 
     def load(path):
-        values = {"_own": 1.0, "ess40": 10.0}
+        values = {"_own": 1.0, "ess40": 10.0, "ess100": -5.0}
         return Number(next((v for kind, v in values.items() if kind in path.name), 0.0)), {}
 
     def sample(denoiser, path, preset, seed, n, data, strength):
@@ -144,15 +144,19 @@ def test_qed_from_the_corrected_base_at_strength_1_and_at_the_payoffs_mean(tmp_p
     home.mkdir()
     monkeypatch.setattr(correction, "output_folder", lambda preset, out: home)
     save_set(home / correction.correction_name("corrected"), start)
-    at_one, path = correction.guide_corrected("quick", tmp_path, (40,), (0,))
+    at_one, path, control = correction.guide_corrected("quick", tmp_path, (40,), (0,))
     target = experiments.targets(experiments.payoff_draw("data"))[40]
     aim = float(target.expectation(target.reward))
     assert drawn[0] == (at_one.name, 4, 1.0, -2 * 1.0 + 10.0)
-    assert [seed for _, seed, _, _ in drawn[1:]] == [0, 3, 6] and drawn[-1][0] == path.name
-    assert drawn[-1][2] == pytest.approx((aim - 0.43) / 0.02, rel=1e-3)
-    assert all(value == pytest.approx(-2 + 10 * s, rel=1e-5) for _, _, s, value in drawn)
-    assert correction.guide_corrected("quick", tmp_path, (40,), (0,)) == [at_one, path]
-    assert len(drawn) == 4
+    *_, last, of_control = drawn
+    assert [seed for _, seed, _, _ in drawn[1:]] == [0, 3, 6, 4] and last[0] == path.name
+    assert last[2] == pytest.approx((aim - 0.43) / 0.02, rel=1e-3)
+    assert all(value == pytest.approx(-2 + 10 * s, rel=1e-5) for _, _, s, value in drawn[:-1])
+    # the control has learned something else; it is heeded as strongly
+    assert of_control[0] == control.name and of_control[2] == pytest.approx(last[2])
+    assert of_control[3] == pytest.approx(-2 - 5 * last[2], rel=1e-5)
+    both = correction.guide_corrected("quick", tmp_path, (40,), (0,))
+    assert both == [at_one, path, control] and len(drawn) == 5
 
     # a further training seed: from the base, in fewer steps; tried once, then fresh samples
     trained = []
@@ -170,8 +174,8 @@ def test_qed_from_the_corrected_base_at_strength_1_and_at_the_payoffs_mean(tmp_p
     ]
     weights = tmp_path / experiments.guided_name("data", 40, 1, ending=".safetensors")
     assert trained == [(0.0, weights, 1, correction.FURTHER_STEPS["quick"])]  # its own folder
-    (trial, at, tried, value), (name, fresh, own, _) = drawn[4:]
-    assert (trial, at, tried) == (both[0].name, 7, drawn[3][2])
+    (trial, at, tried, value), (name, fresh, own, _) = drawn[5:]
+    assert (trial, at, tried) == (both[0].name, 7, last[2])
     assert value == pytest.approx(-2 + 20 * tried, rel=1e-5)
     # the rewards of these networks lie on a line: the trial met the aim, and its strength stays
     assert (name, fresh) == (both[1].name, 16) and own == pytest.approx(tried, rel=1e-3)
@@ -182,7 +186,7 @@ def test_qed_from_the_corrected_base_at_strength_1_and_at_the_payoffs_mean(tmp_p
     half = load_set(both[0])
     save_set(both[0], half.with_properties(qed=np.full(40, 0.43 + (aim - 0.43) / 2)))
     correction.guide_corrected("quick", tmp_path, (40,), (2, 1))
-    assert [name for name, *_ in drawn[6:]] == [
+    assert [name for name, *_ in drawn[7:]] == [
         *(experiments.guided_name("data", 40, 2, ending=end) for end in correction.GUIDED),
         both[1].name,
     ]

@@ -1483,7 +1483,7 @@ def on_the_way(name, molecules, share, strength):
     off = nitrogen_off(molecules, share)
     row = [f"{share} %", name, f"{strength:.2f}", f"{np.nanmean(own):.4f}", f"{closed:.2f} ± {chance:.2f}", f"{distance:.3f}",
            *(f"{score[c]:.1%}" for c in ("mol_stable_edm", "valid_edm", "unique_edm")), f"{score['memorisation_ratio']:.2f}", f"{off:+.1%}"]
-    return row, {"closed": closed, "ks": distance, "off": off, **score}
+    return row, {"closed": closed, "chance": chance, "ks": distance, "off": off, **score}
 
 
 rows, by_way, floors = [], {}, {}

@@ -54,11 +54,17 @@ STRENGTH = 3.0
 MORE = 0.6  # of a mean's error that the weights add to it
 SAMPLES = {
     "quick": {"own": 40, "corrected": 40},
-    "laptop": {"own": 1000, "corrected": 4000},
+    "laptop": {"own": 1000, "corrected": 10_000},
     "full": {"own": 10_000, "corrected": 10_000},
 }
 NOISE = 1  # of the corrected samples; the base's own have 0
-GUIDED_SAMPLES = {"quick": 40, "laptop": 1000, "full": 10_000}
+# a mild tilt moves the mean little, so it takes more samples to measure
+GUIDED_SAMPLES = {
+    "quick": {80: 40, 40: 40, 10: 40},
+    "laptop": {80: 1500, 40: 1000, 10: 1000},
+    "full": {80: 10_000, 40: 10_000, 10: 10_000},
+}
+CONTROL_AT = 40  # % of effective samples: the control has the strength of that guided model
 GUIDED = ("_corrected_samples.npz", "_corrected_strengthened_samples.npz")
 # Of a further training seed, from the base: half of the gap is closed after a sixteenth of the
 # batches of ``molecules-longer``, and hardly more after all of them. What so few cost is stability:
@@ -90,6 +96,11 @@ def load_toward(share: int, seed: int = 0, dataset: str = "heavy7") -> list[Mole
     """
     sets = [load_if_shipped(guided_name("data", share, seed, dataset, end)) for end in GUIDED]
     return None if None in sets else sets
+
+
+def load_control(dataset: str = "heavy7") -> MoleculeSet | None:
+    """Shipped samples from the corrected base by what training without a reward has learned."""
+    return load_if_shipped(guided_name("data", 100, 0, dataset, GUIDED[0]))
 
 
 def linear_reward(features: Tensor, means: Tensor, strata: Tensor) -> Tensor:
@@ -204,13 +215,14 @@ def guide_corrected(
 
     Training seed 0 is that of ``molecules-qed``: a set at strength 1, and one at the strength that
     brings the mean QED to the payoff's, see ``strengthen_set``. The others are trained here, from
-    the base; their strength is set on one trial, at that of seed 0. A set or trial that is there is
-    not made again.
+    the base; their strength is set on one trial, at that of seed 0. With ``CONTROL_AT`` and seed 0
+    the control follows: what the same training learned without the reward, at the same strength. A
+    set or trial that is there is not made again.
 
     Raises:
         FileNotFoundError: a further seed before seed 0 has its strength.
     """
-    home, dataset, n = output_folder(preset, out), DATA[preset], GUIDED_SAMPLES[preset]
+    home, dataset, samples = output_folder(preset, out), DATA[preset], GUIDED_SAMPLES[preset]
     base, guided = (load_fast(base_file(dataset), preset) for _ in range(2))
     own = load_fast(home / correction_name("own", dataset, ".safetensors"), preset)
     start_from = copy.deepcopy(base.state_dict())
@@ -224,8 +236,8 @@ def guide_corrected(
 
     def first(share: int, weights: Path, at_one: Path, path: Path) -> None:
         guided.load_state_dict(load_model(weights)[0].state_dict())
+        n, noise = samples[share], NOISE + len(SEEDS)
         if not at_one.exists():
-            noise = NOISE + len(SEEDS)
             sample_and_score(sampler(1.0), at_one, preset, noise, n, data, strength=1.0)
         if not path.exists():
             levels = payoff_level(wanted[share]), start, reward_level(stored_qed(load_set(at_one)))
@@ -247,12 +259,19 @@ def guide_corrected(
                 preset, out, weights, guided, target, seed, steps, lr, "corrected-qed", config
             )
             tried = float(load_set(of_first).property("strength")[0])
-            noise = NOISE + len(SEEDS) * (seed + 1)
+            n, noise = samples[share], NOISE + len(SEEDS) * (seed + 1)
             if not trial.exists():
                 sample_and_score(sampler(tried), trial, preset, noise, n, data, strength=tried)
             line = (0.0, start), (tried, reward_level(stored_qed(load_set(trial))))
             strength = matching_strength(line, payoff_level(wanted[share]))
             noise += len(SEEDS) ** 2
+            sample_and_score(sampler(strength), path, preset, noise, n, data, strength=strength)
+
+    def control(weights: Path, path: Path, like: Path) -> None:
+        if not path.exists():
+            guided.load_state_dict(load_model(weights)[0].state_dict())
+            strength = float(load_set(like).property("strength")[0])
+            n, noise = samples[CONTROL_AT], NOISE + len(SEEDS)
             sample_and_score(sampler(strength), path, preset, noise, n, data, strength=strength)
 
     for seed, share in itertools.product(seeds, shares):
@@ -264,4 +283,7 @@ def guide_corrected(
         else:
             of_first = home / guided_name("data", share, 0, dataset, GUIDED[1])
             further(share, seed, out / name, at_one, path, of_first)
+        if (seed, share) == (0, CONTROL_AT):
+            written.append(home / guided_name("data", 100, 0, dataset, GUIDED[0]))
+            control(home / guided_name("data", 100, 0, dataset, ".safetensors"), written[-1], path)
     return written
