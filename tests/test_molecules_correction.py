@@ -92,6 +92,35 @@ def test_the_base_is_strength_1_and_beyond_it_lies_the_other_side_of_what_learne
         correction.correction_name("other")
 
 
+def test_the_correction_goes_on_after_the_parts_that_are_there(tmp_path, monkeypatch):
+    drawn = []
+
+    def sample(denoiser, path, preset, seed, n, data, strength):
+        drawn.append((path.name, seed, n))
+        qed, s = np.full(n, 0.4), np.full(n, strength)
+        first = len(drawn)
+        molecules = load_qm9().subset(range(first, first + n))
+        save_set(path, molecules.with_properties(qed=qed, strength=s))
+
+    monkeypatch.setattr(correction, "PART", 16)
+    monkeypatch.setattr(correction, "guide_set", lambda *_: None)
+    monkeypatch.setattr(correction, "sample_and_score", sample)
+    _, corrected = correction.correct_base("quick", tmp_path)
+    parts = [f"base_heavy7_corrected_samples_part{k}.npz" for k in range(3)]
+    assert [(name, n) for name, _, n in drawn] == list(zip(parts, (16, 16, 8), strict=True))
+    assert len({seed for _, seed, _ in drawn}) == 3
+    whole = load_set(corrected)
+    assert len(whole) == 40 and (whole.property("strength") == correction.STRENGTH).all()
+    last = load_set(tmp_path / parts[2])
+    np.testing.assert_array_equal(whole.subset(range(32, 40)).positions, last.positions)
+    np.testing.assert_allclose(whole.property("qed"), rewards.qed(whole).numpy(), atol=1e-6)
+
+    corrected.unlink()
+    (tmp_path / parts[1]).unlink()
+    correction.correct_base("quick", tmp_path)
+    assert [name for name, *_ in drawn[3:]] == [parts[1]]
+
+
 def test_two_directions_from_the_base_are_added():
     base, own, guided = (lambda x, t, cond=None, k=k: k * x for k in (1.0, 0.5, 1.2))
     eps = correction.corrected_toward(guided, base, own, 2.0, away=3.0)

@@ -42,6 +42,7 @@ from rgdm_lib.molecules.experiments import (
     strengthen_set,
     targets,
     train_toward,
+    write_scored,
 )
 from rgdm_lib.molecules.metrics import element_counts, size_weight
 from rgdm_lib.molecules.model import load_model
@@ -58,6 +59,8 @@ SAMPLES = {
     "full": {"own": 10_000, "corrected": 10_000},
 }
 NOISE = 1  # of the corrected samples; the base's own have 0
+PART = 4000  # corrected samples that are written at once; a stopped run goes on after them
+PART_NOISE = 100  # between one part's noise and the next one's
 # a mild tilt moves the mean little, so it takes more samples to measure
 GUIDED_SAMPLES = {
     "quick": {80: 40, 40: 40, 10: 40},
@@ -186,7 +189,13 @@ def correct_base(
     guide_set(preset, out, made, own, target, 0, n["own"], lr, "correction", config)
     if not corrected.exists():
         data, away = load_qm9(dataset).part("train"), strengthen(base, own, strength)
-        sample_and_score(away, corrected, preset, NOISE, n["corrected"], data, strength=strength)
+        parts = []
+        for k, first in enumerate(range(0, n["corrected"], PART)):
+            parts.append(out / f"{corrected.stem}_part{k}.npz")
+            if not parts[-1].exists():
+                noise, count = NOISE + PART_NOISE * k, min(PART, n["corrected"] - first)
+                sample_and_score(away, parts[-1], preset, noise, count, data, strength=strength)
+        write_scored(MoleculeSet.concatenate([load_set(part) for part in parts]), corrected, preset)
     return [made, corrected]
 
 

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from rgdm_lib._data import data_path, data_root, read_manifest, write_manifest
 from rgdm_lib.diffusion import Denoiser
 from rgdm_lib.hardware import bf16_pays, device_for, place
+from rgdm_lib.in_parts import InParts
 from rgdm_lib.molecules import rewards
 from rgdm_lib.molecules.data import POSITION_UNIT, MoleculeSet, load_qm9, load_set, save_set
 from rgdm_lib.molecules.egnn import EGNN
@@ -161,8 +162,9 @@ def sample_and_score(
     """
     torch.manual_seed(seed)
     sizes = draw_sizes(data, n)
+    cached = InParts(denoiser)  # pairs of 64 molecules stay in the cache: a fifth faster
     molecules = sample_molecules(
-        denoiser, sizes, STEPS[preset], bf16=preset != "quick", progress=True
+        cached, sizes, STEPS[preset], bf16=preset != "quick", progress=True
     )
     columns = {name: np.full(n, value) for name, value in settings.items()}
     return write_scored(molecules.with_properties(**columns), path, preset)
