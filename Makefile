@@ -5,6 +5,8 @@ PRESET ?= quick
 SEED ?= 0
 BIN := .venv/bin
 INSTALLED := .venv/.installed
+# a file of tests, or a notebook, to a core: torch gains little from a second one
+PARALLEL := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
 .PHONY: course test lab notebooks verify clean
 
@@ -13,8 +15,8 @@ course: $(INSTALLED)  ## run every notebook, print seconds and claims
 
 test: $(INSTALLED)  ## what CI runs
 	$(BIN)/ruff check .
-	$(BIN)/python -m pytest --durations=10
-	$(BIN)/python -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=600 notebooks/*.ipynb
+	$(PARALLEL) --durations=10
+	$(PARALLEL) --nbval-lax --nbval-current-env --nbval-cell-timeout=600 notebooks/*.ipynb
 	$(BIN)/python -m rgdm_lib.course verify 01 07
 
 lab: $(INSTALLED)  ## open the course

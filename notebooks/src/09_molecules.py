@@ -1458,7 +1458,10 @@ run.figure(
 # **Predict.** Does the smaller mistake come at the price of the tilt?
 
 # %%
-toward = {share: pair for share in shares if (pair := correction.load_toward(share)) is not None}
+pairs = {share: {which: pair for which in experiments.SEEDS if (pair := correction.load_toward(share, which)) is not None}
+         for share in shares}  # fmt: skip
+toward = {share: found[0] for share, found in pairs.items() if found}
+no_reward = correction.load_control()
 start_at = float(np.nanmean(corrected.property("qed")))
 few = min(len(molecules) for pair in toward.values() for molecules in pair)
 
@@ -1473,11 +1476,20 @@ def nitrogen_off(molecules, share):
 smiles_of_train = np.array(metrics.smiles_edm(train)[0], dtype=object)
 
 
+def of_all(molecules):
+    """Shares of the whole set that are stable and valid, computed once."""
+    key = id(molecules), "all"
+    if key not in scored:
+        valid = [text is not None for text in metrics.smiles_edm(molecules)[0]]
+        shares = {"mol_stable_edm": metrics.stability_edm(molecules)[0].mean(), "valid_edm": np.mean(valid)}
+        scored[key] = molecules, shares
+    return scored[key][1]
+
+
 def on_the_way(name, molecules, share, strength):
     """A row of the table, and its numbers."""
     own = molecules.property("qed")
-    score = dict(judged(molecules, few))  # uniqueness needs equal numbers, shares do not
-    score |= {key: judged(molecules, len(molecules))[key] for key in ("mol_stable_edm", "valid_edm")}
+    score = judged(molecules, few) | of_all(molecules)  # uniqueness needs equal numbers, shares do not
     closed, chance = (measure(molecules, "data", share, start_at) for measure in (gap_closed, by_sampling))
     distance = ks_to_payoff(own, "data", share)
     off = nitrogen_off(molecules, share)
@@ -1498,6 +1510,8 @@ for share, (at_one, at_own) in toward.items():
     exact = torch.multinomial(targets["data"][share].log_weight.exp(), few, replacement=True).numpy()
     rows.append([f"{share} %", "the payoff itself", "", f"{qed_payoff['data', share]:.4f}", "1", f"{floors[share]:.3f} (floor)", "100 %", "100 %",
                  f"{len(set(smiles_of_train[exact])) / few:.1%}", "", "0"])  # fmt: skip
+row, without = on_the_way("control (reward off)", no_reward, correction.CONTROL_AT, float(no_reward.property("strength")[0]))
+rows.append(row)
 table(["ESS", "", "s", "QED", "gap closed, from the corrected base", "KS to the payoff", "stable", "valid", f"unique of {few:,}",
        "memorisation", "nitrogen, minus the payoff's"], rows)  # fmt: skip
 
@@ -1530,14 +1544,12 @@ for share in toward:  # what the text below says
 columns = {"closed": "gap closed", "ks": "KS to the payoff", "mol_stable_edm": "stable", "valid_edm": "valid", "unique_edm": f"unique of {few:,}"}
 rows, trainings, tried = [], {}, {}
 for share in toward:
-    pairs = {which: pair for which in experiments.SEEDS if (pair := correction.load_toward(share, which)) is not None}
     trainings[share], tried[share] = {}, {}
-    for which, pair in pairs.items():
+    for which, pair in pairs[share].items():
         for word, molecules, kept in zip(("a trial", "**judged**"), pair, (tried, trainings), strict=True):
             strength = float(molecules.property("strength")[0])
             found = kept[share][which] = on_the_way("", molecules, share, strength)[1]
-            chance = by_sampling(molecules, "data", share, start_at)
-            rows.append([f"{share} %", which, word, f"{strength:.2f}", f"{found['closed']:.2f} ± {chance:.2f}",
+            rows.append([f"{share} %", which, word, f"{strength:.2f}", f"{found['closed']:.2f} ± {found['chance']:.2f}",
                          *(f"{found[key]:.3f}" for key in list(columns)[1:])])  # fmt: skip
 table(["ESS", "training seed", "", "s", *columns.values()], rows)
 
