@@ -132,9 +132,9 @@ def test_two_directions_from_the_base_are_added():
     assert float(plain(one, one)) == pytest.approx(1.2)
 
 
-def test_qed_from_the_corrected_base_at_strength_1_and_at_the_payoffs_mean(tmp_path, monkeypatch):
+def test_qed_from_the_corrected_base_at_the_payoffs_mean(tmp_path, monkeypatch):
     """Networks that answer with a number each: the base 0, its copy 1, the guided model 10."""
-    drawn = []
+    drawn, trained = [], []
 
     class Number(torch.nn.Module):
         def __init__(self, value):
@@ -155,71 +155,72 @@ def test_qed_from_the_corrected_base_at_strength_1_and_at_the_payoffs_mean(tmp_p
         values = {"_own": 1.0, "ess40": 10.0, "ess100": -5.0}
         return Number(next((v for kind, v in values.items() if kind in path.name), 0.0)), {}
 
+    def write(path, qed, strength):
+        columns = {"qed": np.full(40, qed), "strength": np.full(40, strength)}
+        save_set(path, load_qm9().subset(range(40)).with_properties(**columns))
+
     def sample(denoiser, path, preset, seed, n, data, strength):
         value = float(denoiser(torch.zeros(1), torch.zeros(1)))
         drawn.append((path.name, seed, strength, value))
-        qed = np.full(n, 0.43 + 0.02 * strength)
-        save_set(
-            path,
-            load_qm9().subset(range(n)).with_properties(qed=qed, strength=np.full(n, strength)),
-        )
-
-    monkeypatch.setattr(correction, "load_model", load)
-    monkeypatch.setattr(experiments, "load_model", load)
-    monkeypatch.setattr(correction, "sample_and_score", sample)
-    monkeypatch.setattr(experiments, "sample_and_score", sample)
-    start = load_qm9().subset(range(40)).with_properties(qed=np.full(40, 0.43))
-    home = tmp_path / "home"
-    home.mkdir()
-    monkeypatch.setattr(correction, "output_folder", lambda preset, out: home)
-    save_set(home / correction.correction_name("corrected"), start)
-    at_one, path, control = correction.guide_corrected("quick", tmp_path, (40,), (0,))
-    target = experiments.targets(experiments.payoff_draw("data"))[40]
-    aim = float(target.expectation(target.reward))
-    assert drawn[0] == (at_one.name, 4, 1.0, -2 * 1.0 + 10.0)
-    *_, last, of_control = drawn
-    assert [seed for _, seed, _, _ in drawn[1:]] == [0, 3, 6, 4] and last[0] == path.name
-    assert last[2] == pytest.approx((aim - 0.43) / 0.02, rel=1e-3)
-    assert all(value == pytest.approx(-2 + 10 * s, rel=1e-5) for _, _, s, value in drawn[:-1])
-    # the control has learned something else; it is heeded as strongly
-    assert of_control[0] == control.name and of_control[2] == pytest.approx(last[2])
-    assert of_control[3] == pytest.approx(-2 - 5 * last[2], rel=1e-5)
-    both = correction.guide_corrected("quick", tmp_path, (40,), (0,))
-    assert both == [at_one, path, control] and len(drawn) == 5
-
-    # a further training seed: from the base, in fewer steps; tried once, then fresh samples
-    trained = []
+        assert n == 40
+        write(path, 0.43 + 0.02 * strength, strength)
 
     def train(preset, out, weights, network, target, seed, steps, lr, reward, config):
         trained.append((network.value, weights, seed, steps))
         torch.testing.assert_close(target.log_weight, wanted.log_weight)
         network.value = 20.0
 
-    wanted = target
+    def run(seeds, shares=(40,)):
+        return correction.guide_corrected("quick", tmp_path, shares, seeds)
+
+    def names(seed):
+        return [experiments.guided_name("data", 40, seed, ending=e) for e in correction.GUIDED]
+
+    monkeypatch.setattr(correction, "load_model", load)
+    monkeypatch.setattr(experiments, "load_model", load)
+    monkeypatch.setattr(correction, "sample_and_score", sample)
     monkeypatch.setattr(correction, "train_toward", train)
-    both = correction.guide_corrected("quick", tmp_path, (40,), (1,))
-    assert both == [
-        home / experiments.guided_name("data", 40, 1, ending=end) for end in correction.GUIDED
-    ]
+    home = tmp_path / "home"
+    home.mkdir()
+    monkeypatch.setattr(correction, "output_folder", lambda preset, out: home)
+    write(home / correction.correction_name("corrected"), 0.43, 3.0)
+    wanted = experiments.targets(experiments.payoff_draw("data"))[40]
+    aim = float(wanted.expectation(wanted.reward))
+    with pytest.raises(FileNotFoundError, match="Run .* molecules-strength --preset quick first"):
+        run((0,))
+    from_base = experiments.guided_name("data", 40, 0, ending=experiments.STRENGTHENED)
+    write(home / from_base, 0.48, 2.0)
+
+    # seed 0 is trained; tried at the strength that it had from the base as it is
+    trial, path, control = run((0,))
+    assert [trial.name, path.name] == names(0) and not trained
+    assert drawn[0] == (trial.name, 4, 2.0, -2 * 1.0 + 2 * 10.0)
+    (name, fresh, own, value), of_control = drawn[1:]
+    assert (name, fresh) == (path.name, 13) and own == pytest.approx((aim - 0.43) / 0.02, rel=1e-3)
+    assert value == pytest.approx(-2 + 10 * own, rel=1e-5)
+    # the control has learned something else; it is heeded as strongly
+    assert of_control[0] == control.name and of_control[2] == pytest.approx(own)
+    assert of_control[3] == pytest.approx(-2 - 5 * own, rel=1e-5)
+    assert run((0,)) == [trial, path, control] and len(drawn) == 3
+
+    # a further training seed: from the base, in fewer steps; tried at seed 0's strength
+    both = run((1,))
+    assert [file.name for file in both] == names(1)
     weights = tmp_path / experiments.guided_name("data", 40, 1, ending=".safetensors")
     assert trained == [(0.0, weights, 1, correction.FURTHER_STEPS["quick"])]  # its own folder
-    (trial, at, tried, value), (name, fresh, own, _) = drawn[5:]
-    assert (trial, at, tried) == (both[0].name, 7, last[2])
+    (name, noise, tried, value), (fresh_name, fresh, at, _) = drawn[3:]
+    assert (name, noise, tried) == (names(1)[0], 7, own)
     assert value == pytest.approx(-2 + 20 * tried, rel=1e-5)
     # the rewards of these networks lie on a line: the trial met the aim, and its strength stays
-    assert (name, fresh) == (both[1].name, 16) and own == pytest.approx(tried, rel=1e-3)
-    assert correction.guide_corrected("quick", tmp_path, (40,), (1,)) == both
-    both[
-        1
-    ].unlink()  # the trial is there still: its rewards, not the first seed's, set the strength
-    half = load_set(both[0])
-    save_set(both[0], half.with_properties(qed=np.full(40, 0.43 + (aim - 0.43) / 2)))
-    correction.guide_corrected("quick", tmp_path, (40,), (2, 1))
-    assert [name for name, *_ in drawn[7:]] == [
-        *(experiments.guided_name("data", 40, 2, ending=end) for end in correction.GUIDED),
-        both[1].name,
-    ]
+    assert (fresh_name, fresh) == (names(1)[1], 16) and at == pytest.approx(tried, rel=1e-3)
+    assert run((1,)) == both and len(drawn) == 5
+
+    # a trial that is there counts: its rewards, not the first seed's, set the strength
+    both[1].unlink()
+    write(both[0], 0.43 + (aim - 0.43) / 2, tried)
+    run((2, 1))
+    assert [name for name, *_ in drawn[5:]] == [*names(2), names(1)[1]]
     assert drawn[-1][2] == pytest.approx(2 * tried, rel=1e-3)
     assert [value for value, *_ in trained] == [0.0] * 3  # each from the base
     with pytest.raises(FileNotFoundError, match="Run this with seed 0 first"):
-        correction.guide_corrected("quick", tmp_path, (10,), (1,))
+        run((1,), (10,))

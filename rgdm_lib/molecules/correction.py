@@ -15,13 +15,12 @@ resumed. ``molecules-corrected-qed`` adds to the correction what the guided mode
 
 from __future__ import annotations
 
-import copy
 import itertools
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rgdm_lib._data import data_path
 from rgdm_lib.diffusion import Denoiser
@@ -30,7 +29,9 @@ from rgdm_lib.molecules.experiments import (
     DATA,
     GUIDANCE,
     SEEDS,
+    STRENGTHENED,
     base_file,
+    command_line,
     guide_set,
     guided_name,
     load_fast,
@@ -39,7 +40,6 @@ from rgdm_lib.molecules.experiments import (
     payoff_draw,
     sample_and_score,
     stored_qed,
-    strengthen_set,
     targets,
     train_toward,
     write_scored,
@@ -94,8 +94,7 @@ def load_correction(kind: str, dataset: str = "heavy7") -> MoleculeSet:
 def load_toward(share: int, seed: int = 0, dataset: str = "heavy7") -> list[MoleculeSet] | None:
     """Shipped samples from the corrected base: a trial and, at its own strength, the set judged.
 
-    The trial is at strength 1, that of a further training seed at the strength of seed 0. None if
-    none ship.
+    None if none ship.
     """
     sets = [load_if_shipped(guided_name("data", share, seed, dataset, end)) for end in GUIDED]
     return None if None in sets else sets
@@ -217,82 +216,99 @@ def corrected_toward(
     return eps
 
 
+class _Corrected(NamedTuple):
+    """The corrected base, a network guided from the base, and what both are held against."""
+
+    preset: str
+    out: Path
+    base: nn.Module
+    own: nn.Module
+    guided: nn.Module
+    level: float  # mean QED of the corrected base
+    wanted: dict[int, Weighted]
+    data: MoleculeSet
+
+    @classmethod
+    def load(cls, preset: str, out: Path) -> _Corrected:
+        home, dataset = output_folder(preset, out), DATA[preset]
+        base, guided = (load_fast(base_file(dataset), preset) for _ in range(2))
+        own = load_fast(home / correction_name("own", dataset, ".safetensors"), preset)
+        level = reward_level(stored_qed(load_set(home / correction_name("corrected", dataset))))
+        wanted, data = targets(payoff_draw("data", dataset)), load_qm9(dataset).part("train")
+        return cls(preset, out, base, own, guided, level, wanted, data)
+
+    def file(self, share: int, seed: int, ending: str) -> Path:
+        name = guided_name("data", share, seed, DATA[self.preset], ending)
+        return output_folder(self.preset, self.out) / name
+
+    def learn(self, share: int, seed: int, lr: float) -> None:
+        """Give ``guided`` the weights of a training seed; train it, from the base, if need be."""
+        if seed == 0:
+            weights = self.file(share, seed, ".safetensors")
+            self.guided.load_state_dict(load_model(weights)[0].state_dict())
+            return
+        self.guided.load_state_dict(self.base.state_dict())
+        train_toward(
+            self.preset,
+            self.out,
+            self.out / guided_name("data", share, seed, DATA[self.preset], ".safetensors"),
+            self.guided,
+            self.wanted[share],
+            seed,
+            FURTHER_STEPS[self.preset],
+            lr,
+            "corrected-qed",
+            {"share": share, "seed": seed, "from": "base"},
+        )
+
+    def sample(self, path: Path, share: int, noise: int, strength: float) -> None:
+        """Write samples at this strength, unless they are there."""
+        if not path.exists():
+            denoiser = corrected_toward(self.guided, self.base, self.own, strength)
+            n = GUIDED_SAMPLES[self.preset][share]
+            sample_and_score(denoiser, path, self.preset, noise, n, self.data, strength=strength)
+
+
+def _strength_of(path: Path) -> float:
+    return float(load_set(path).property("strength")[0])
+
+
 def guide_corrected(
     preset: str, out: Path, shares: tuple = (40, 10, 80), seeds: tuple = SEEDS, lr: float = 1e-3
 ) -> list[Path]:
     """QED from the corrected base, by what guided models of reference data have learned.
 
-    Training seed 0 is that of ``molecules-qed``: a set at strength 1, and one at the strength that
-    brings the mean QED to the payoff's, see ``strengthen_set``. The others are trained here, from
-    the base; their strength is set on one trial, at that of seed 0. With ``CONTROL_AT`` and seed 0
-    the control follows: what the same training learned without the reward, at the same strength. A
-    set or trial that is there is not made again.
+    Training seed 0 is that of ``molecules-qed``; the others are trained here, from the base. One
+    trial says how far each goes: seed 0 at the strength that it had from the base as it is, the
+    others at what seed 0 has here. On the line from the corrected base's mean QED through the
+    trial's lies the strength that meets the payoff's; fresh samples are drawn at it.
+
+    With ``CONTROL_AT`` and seed 0 the control follows: what the same training learned without the
+    reward, at the same strength. A set or trial that is there is not made again.
 
     Raises:
-        FileNotFoundError: a further seed before seed 0 has its strength.
+        FileNotFoundError: there is no strength to try: see the command in the message.
     """
-    home, dataset, samples = output_folder(preset, out), DATA[preset], GUIDED_SAMPLES[preset]
-    base, guided = (load_fast(base_file(dataset), preset) for _ in range(2))
-    own = load_fast(home / correction_name("own", dataset, ".safetensors"), preset)
-    start_from = copy.deepcopy(base.state_dict())
-
-    def sampler(strength: float) -> Denoiser:
-        return corrected_toward(guided, base, own, strength)
-
-    start = reward_level(stored_qed(load_set(home / correction_name("corrected", dataset))))
-    wanted, data = targets(payoff_draw("data", dataset)), load_qm9(dataset).part("train")
-    written = []
-
-    def first(share: int, weights: Path, at_one: Path, path: Path) -> None:
-        guided.load_state_dict(load_model(weights)[0].state_dict())
-        n, noise = samples[share], NOISE + len(SEEDS)
-        if not at_one.exists():
-            sample_and_score(sampler(1.0), at_one, preset, noise, n, data, strength=1.0)
-        if not path.exists():
-            levels = payoff_level(wanted[share]), start, reward_level(stored_qed(load_set(at_one)))
-            strengthen_set(preset, out, path, sampler, 0, n, levels, stored_qed)
-
-    def further(
-        share: int, seed: int, weights: Path, trial: Path, path: Path, of_first: Path
-    ) -> None:
-        if not path.exists():
-            if not of_first.exists():
-                raise FileNotFoundError(
-                    f"{of_first} is not there; training seed {seed} is tried at its strength."
-                    " Run this with seed 0 first"
-                )
-            guided.load_state_dict(start_from)
-            config = {"share": share, "seed": seed, "from": "base"}
-            target, steps = wanted[share], FURTHER_STEPS[preset]
-            train_toward(
-                preset, out, weights, guided, target, seed, steps, lr, "corrected-qed", config
-            )
-            tried = float(load_set(of_first).property("strength")[0])
-            n, noise = samples[share], NOISE + len(SEEDS) * (seed + 1)
-            if not trial.exists():
-                sample_and_score(sampler(tried), trial, preset, noise, n, data, strength=tried)
-            line = (0.0, start), (tried, reward_level(stored_qed(load_set(trial))))
-            strength = matching_strength(line, payoff_level(wanted[share]))
-            noise += len(SEEDS) ** 2
-            sample_and_score(sampler(strength), path, preset, noise, n, data, strength=strength)
-
-    def control(weights: Path, path: Path, like: Path) -> None:
-        if not path.exists():
-            guided.load_state_dict(load_model(weights)[0].state_dict())
-            strength = float(load_set(like).property("strength")[0])
-            n, noise = samples[CONTROL_AT], NOISE + len(SEEDS)
-            sample_and_score(sampler(strength), path, preset, noise, n, data, strength=strength)
-
+    start, written = _Corrected.load(preset, out), []
     for seed, share in itertools.product(seeds, shares):
-        at_one, path = (home / guided_name("data", share, seed, dataset, end) for end in GUIDED)
-        written += [at_one, path]
-        name = guided_name("data", share, seed, dataset, ".safetensors")
-        if seed == 0:
-            first(share, home / name, at_one, path)
-        else:
-            of_first = home / guided_name("data", share, 0, dataset, GUIDED[1])
-            further(share, seed, out / name, at_one, path, of_first)
+        trial, path = (start.file(share, seed, ending) for ending in GUIDED)
+        written += [trial, path]
+        if not path.exists():
+            like = start.file(share, 0, GUIDED[1] if seed else STRENGTHENED)
+            if not like.exists():
+                first = "this with seed 0" if seed else command_line("molecules-strength", preset)
+                raise FileNotFoundError(
+                    f"{like} is not there; training seed {seed} is tried at its strength. Run"
+                    f" {first} first"
+                )
+            start.learn(share, seed, lr)
+            noise = NOISE + len(SEEDS) * (seed + 1)
+            start.sample(trial, share, noise, _strength_of(like))
+            tried = _strength_of(trial), reward_level(stored_qed(load_set(trial)))
+            line, aim = ((0.0, start.level), tried), payoff_level(start.wanted[share])
+            start.sample(path, share, noise + len(SEEDS) ** 2, matching_strength(line, aim))
         if (seed, share) == (0, CONTROL_AT):
-            written.append(home / guided_name("data", 100, 0, dataset, GUIDED[0]))
-            control(home / guided_name("data", 100, 0, dataset, ".safetensors"), written[-1], path)
+            written.append(start.file(100, 0, GUIDED[0]))
+            start.learn(100, 0, lr)
+            start.sample(written[-1], share, NOISE + len(SEEDS), _strength_of(path))
     return written
