@@ -1500,7 +1500,7 @@ def on_the_way(name, molecules, share, strength):
 
 rows, by_way, floors = [], {}, {}
 for share, (at_one, at_own) in toward.items():
-    kinds = {"corrected base": (corrected, 0.0), "toward the payoff": (at_one, 1.0),
+    kinds = {"corrected base": (corrected, 0.0), "toward the payoff": (at_one, float(at_one.property("strength")[0])),
              "**toward it, at s**": (at_own, float(at_own.property("strength")[0])),
              "from the base as it is, at s": (final_sets["data", 0][share], float(final_sets["data", 0][share].property("strength")[0]))}  # fmt: skip
     for name, (molecules, strength) in kinds.items():
