@@ -1514,6 +1514,12 @@ row, without = on_the_way("control (reward off)", no_reward, correction.CONTROL_
 rows.append(row)
 table(["ESS", "", "s", "QED", "gap closed, from the corrected base", "KS to the payoff", "stable", "valid", f"unique of {few:,}",
        "memorisation", "nitrogen, minus the payoff's"], rows)  # fmt: skip
+from_control = gap_closed(toward[40][1], "data", 40, float(np.nanmean(no_reward.property("qed"))))
+print(f"ESS 40 %, gap closed counted from the control: {from_control:.2f}")
+run.metric("qed_gap_closed_corrected_control", without["closed"], "1", len(no_reward), "(QED_control - QED_corrected base) / (QED_payoff - "
+           "QED_corrected base), ESS 40 %: training without a reward, its direction from the corrected base at the strength of the guided model's")  # fmt: skip
+run.metric("qed_gap_closed_corrected_from_control_ess40", from_control, "1", len(toward[40][1]),
+           "(QED_model - QED_control) / (QED_payoff - QED_control), the control from the corrected base at the same strength, training seed 0")  # fmt: skip
 
 # %%
 for share in toward:  # what the text below says
@@ -1527,18 +1533,21 @@ for share in toward:  # what the text below says
 # No. The directions hardly disturb each other. At $s = 1$ a little more than half of the gap is closed, as before. At the strength that was set to meet the
 # mean it is 0.99 of the gap at ESS 40 % and 0.95 at 10 %. At 40 % the KS distance of QED's whole law is within 0.015 of what an exact sample of this size
 # scores, nearer than from the base as it is; at 10 % it is off by 0.03, and no nearer than from there. And 86 and 89 % of the molecules are stable where 71 and 76 %
-# were, more than of the corrected base (83 %): the correction outlives the tilt. Nitrogen is still past the payoff's share, by less.
+# were, more than of the corrected base (82 %): the correction outlives the tilt. Nitrogen is still past the payoff's share, by less.
+#
+# The control was trained as long, without a reward, and is heeded as strongly as the model at 40 %. It leaves QED where it was, to 0.03 of the gap: what the guided model moved, it
+# moved for the reward. But 85 % of its molecules are stable, too, for it learned from real ones. That part is not the reward's.
 #
 # What it costs: three networks a step, and variety. At 40 % one sample in five repeats another one, at 10 % one in two, more than from the base as it is. But
 # look at the rows of the payoff itself: it is a law on 3,136 molecules, of which few have a high QED, and a sample of it repeats itself more often
 # still. So this alone is no fault. That the samples come closer to the training molecules (memorisation), at 10 % to a fifth of a held-out molecule's distance, has the same two readings.
 
 # %% [markdown]
-# **Another training.** That was training seed 0, whose network came down the chain of temperatures, 8,000 batches for each. Another one was trained from the
-# base in one go, for 2,000 batches (the next section: more hardly close more of the gap). Its samples at the $s$ of seed 0 are a trial. A line from the corrected
-# base through the trial gives it an $s$ of its own, and fresh samples are judged.
+# **Other trainings.** That was training seed 0, whose network came down the chain of temperatures, 8,000 batches for each. Two more were trained from the
+# base in one go, for 2,000 batches (the next section: more hardly close more of the gap). Their samples at the $s$ of seed 0 are a trial. A line from the corrected
+# base through the trial gives each an $s$ of its own, and fresh samples are judged.
 #
-# **Predict.** Does the strength of one training suit the other? The ± says by how much 1,000 samples leave the gap uncertain.
+# **Predict.** Does the strength of one training suit the others? The ± says by how much 1,000 samples leave the gap uncertain.
 
 # %%
 columns = {"closed": "gap closed", "ks": "KS to the payoff", "mol_stable_edm": "stable", "valid_edm": "valid", "unique_edm": f"unique of {few:,}"}
@@ -1575,16 +1584,16 @@ for share, found in trainings.items():
 # %%
 for share, found in trainings.items():  # what the text below says
     assert all(abs(one["closed"] - 1) < 0.1 for one in found.values())
-    assert all(0.85 < tried[share][which]["closed"] < 0.95 for which in found if which)
-short = {share: found[1] for share, found in trainings.items() if 1 in found}
-stable = {share: (one["mol_stable_edm"], trainings[share][0]["mol_stable_edm"]) for share, one in short.items()}
-assert not short or (stable[40][0] < stable[40][1] - 0.03 and abs(stable[10][0] - stable[10][1]) < 0.03)
+    assert all(0.84 < tried[share][which]["closed"] < 0.95 for which in found if which)
+stable = {share: [one["mol_stable_edm"] for one in found.values()] for share, found in trainings.items()}
+assert all(later < stable[40][0] - 0.03 for later in stable[40][1:])
+assert all(share > 0.83 for share in stable[10])
 
 # %% [markdown]
-# Nearly. At the other's $s$ the new training closes 0.88 and 0.91 of the gap, at its own 0.93 and 0.96, where seed 0 had 0.99 and 0.95: differences that a
-# thousand samples can hardly tell from none. What they can tell is at 40 %: 81 % of its molecules are stable, five points fewer than of seed 0, two fewer than of
-# the corrected base. A short training learns the direction toward the reward, and holds molecules together less well. The next section's table says the same
-# in its column *with a value*.
+# Nearly. At the other's $s$ the new trainings close 0.85 to 0.94 of the gap; at their own it is 0.93 and 1.01 at 40 %, 0.96 and 0.97 at 10 %, where seed 0 had 0.99 and 0.95:
+# differences that a thousand samples can hardly tell from none. What they can tell is the stability at 40 %: 81 and 82 % of the molecules, four to five points fewer than of seed 0, as
+# many as of the corrected base or hardly fewer. A short training learns the direction toward the reward, and holds molecules together less well. The next section's table says
+# the same in its column *with a value*.
 
 # %% [markdown]
 # ### Would longer training do?
