@@ -283,8 +283,8 @@ def guide_corrected(
     others at what seed 0 has here. On the line from the corrected base's mean QED through the
     trial's lies the strength that meets the payoff's; fresh samples are drawn at it.
 
-    With ``CONTROL_AT`` and seed 0 the control follows: what the same training learned without the
-    reward, at the same strength. A set or trial that is there is not made again.
+    With ``CONTROL_AT`` and seed 0 the control follows, the network that the chain of seed 0 starts
+    with: no reward, the same strength. A set or trial that is there is not made again.
 
     Raises:
         FileNotFoundError: there is no strength to try: see the command in the message.
