@@ -195,8 +195,8 @@ exercises.check("01.1", q_sample)
 # ### A world in which everything is exact
 #
 # To check formulas we need data whose law we know completely. Take one-dimensional data with two
-# modes: 30 % of the points near $-1$, 70 % near $2$, each mode a Gaussian of standard deviation 0.25.
-# The marginal of $x_t$ is then a mixture too: every mode moves to $\sqrt{\bar\alpha_t}\,\mu_k$ and widens to
+# modes: a share $w_1 = 0.3$ of the points near $\mu_1 = -1$, $w_2 = 0.7$ near $\mu_2 = 2$, each mode a Gaussian
+# of standard deviation $s = 0.25$. The marginal of $x_t$ is then a mixture too: every mode moves to $\sqrt{\bar\alpha_t}\,\mu_k$ and widens to
 # the variance
 #
 # <!-- eq: mixture-variance | derived here -->

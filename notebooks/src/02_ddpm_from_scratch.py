@@ -505,16 +505,16 @@ exercises.check("02.2", predict_x0)
 # **Question.** Given a denoiser, how do we walk from noise to data?
 #
 # *DDPM* (ancestral sampling) uses the model's step as it stands: guess $\hat x_0$, draw from the posterior
-# as if it were true. *DDIM* (Song et al. 2021) generalises it. To go from time $t$ to any earlier time
+# as if it were true. *DDIM* (Song, Meng & Ermon 2021) generalises it. To go from time $t$ to any earlier time
 # $s$, keep a part of the guessed noise and replace the rest by fresh noise $z$:
 #
-# <!-- eq: ddim-step | Song et al. 2021, eq. 12 -->
+# <!-- eq: ddim-step | Song, Meng & Ermon 2021, eq. 12 -->
 # $$
 # x_s = \sqrt{\bar\alpha_s}\; \hat x_0 + \sqrt{1 - \bar\alpha_s - \sigma^2}\; \varepsilon_\theta(x_t, t) + \sigma z ,
 # \qquad z \sim \mathcal N(0, I),
 # $$
 #
-# <!-- eq: ddim-sigma | Song et al. 2021, eq. 16 -->
+# <!-- eq: ddim-sigma | Song, Meng & Ermon 2021, eq. 16 -->
 # $$
 # \sigma = \eta\, \sqrt{\frac{1 - \bar\alpha_s}{1 - \bar\alpha_t}} \sqrt{1 - \frac{\bar\alpha_t}{\bar\alpha_s}} .
 # $$
@@ -525,7 +525,7 @@ exercises.check("02.2", predict_x0)
 # $\sigma^2 = \tilde\beta_t$. For the mean, use
 # $1 - \bar\alpha_t - \beta_t = \alpha_t (1 - \bar\alpha_{t-1})$; then the factor of the guessed noise is
 #
-# <!-- eq: ddim-eta-one-is-ddpm | Song et al. 2021, section 4.1; derived here -->
+# <!-- eq: ddim-eta-one-is-ddpm | Song, Meng & Ermon 2021, section 4.1; derived here -->
 # $$
 # \sqrt{1 - \bar\alpha_{t-1} - \tilde\beta_t} = \frac{\sqrt{\alpha_t}\, (1 - \bar\alpha_{t-1})}{\sqrt{1 - \bar\alpha_t}} .
 # $$
@@ -620,7 +620,7 @@ print(f"your guess for DDPM in 10 steps: {guess}")
 
 # %% [markdown]
 # The error that remains is the price of finite steps: a reverse step is exactly Gaussian only when it is
-# infinitely small. It is the best that *any* network can reach with this sampler.
+# infinitely small. A network that learned the exact denoiser would score this with this sampler; its own error comes on top.
 
 # %% [markdown]
 # ## 5. A network
@@ -636,14 +636,15 @@ print(f"your guess for DDPM in 10 steps: {guess}")
 # - *It should not have to divide by almost nothing.* $\hat x_0$ has the factor $1/\sqrt{\bar\alpha_t}$, which is
 #   thousands at $t = T$. An error of 0.001 in the noise would move $\hat x_0$ by 2 or more. The library's `MLPDenoiser`
 #   therefore predicts $v = \sqrt{\bar\alpha_t}\, \varepsilon - \sqrt{1 - \bar\alpha_t}\, x_0$ (Salimans & Ho
-# 2022) inside and returns the noise that follows from it,
-# $\varepsilon = \sqrt{1 - \bar\alpha_t}\, x_t + \sqrt{\bar\alpha_t}\, v$. From outside it is a denoiser
-# like any other.
+#   2022) inside and returns the noise that follows from it,
+#   $\varepsilon = \sqrt{1 - \bar\alpha_t}\, x_t + \sqrt{\bar\alpha_t}\, v$. From outside it is a denoiser
+#   like any other.
 # - *It should not run away.* Far from all training points a network extrapolates as it likes. If $v$ grows with
 #   $x_t$ there, each step can push a stray sample further out. So the network sees $5 \tanh(x_t / 5)$: nearly
-#   $x_t$ where the data are, and never more than 5. Then $v$ is bounded, and far out each step pulls back.
+#   $x_t$ where the data are, and never more than 5, and what comes out passes through the same squashing. Then $|v| \le 5$ in
+#   each coordinate, and far out each step pulls back. (With the input alone bounded, some samples still ran away.)
 #
-# Its last layer starts at zero, so the untrained network says $v = 0$. Here it is, all of it: the inputs made of the
+# The weights of its last layer start at zero, so the untrained network says the same $v$ everywhere: its bias, near 0. Here it is, all of it: the inputs made of the
 # time, the layers, and what happens between input and output. (`cond_dim` is for networks with a condition.)
 
 # %%
@@ -970,13 +971,13 @@ run.figure(
 #
 # - *A mistake can still draw two nice moons.* Without the denominator the picture looks clean, and the
 #   score is several times worse.
-# - *A mistake can be too small to see here.* The noise of the last step has a standard deviation of about 0.05, and these
+# - *A mistake can be too small to see here.* The noise of the last step has a standard deviation of about 0.04, and these
 #   data are blurred by 0.1 already. The same noise ruins data with fine detail, such as the bond lengths of a molecule.
 # - *$\beta$ for $\tilde\beta$ even helps here*, with only 50 steps. The best variance of a step lies between the two: $\tilde\beta$
 #   would be right if $\hat x_0$ were exact, $\beta$ if the data were Gaussian noise (Ho et al. 2020, section 3.2). In
 #   truth $\hat x_0$ is uncertain, so $\tilde\beta$ makes samples slightly too narrow, and the error goes away
-# as steps get   smaller. But the *posterior* has variance $\tilde\beta$ and nothing else. Whoever computes
-# log-probabilities or bounds   with $\beta$ under that name has a bug that no picture will show.
+#   as steps get smaller. But the *posterior* has variance $\tilde\beta$ and nothing else. Whoever computes
+#   log-probabilities or bounds with $\beta$ under that name has a bug that no picture will show.
 
 # %% [markdown]
 # ## Recap

@@ -195,8 +195,8 @@ run.metric("conditional_over_floor", over_floor(sample_conditional), "1", settin
            "in the same sampler", floor=of_exact)  # fmt: skip
 
 # %% [markdown]
-# The number beside it is what the *exact* denoiser reaches with these steps: what is left is the sampler's
-# own error. The network adds the rest.
+# The number beside it is what the *exact* denoiser reaches with these steps: the sampler's own error. The difference is the
+# network's, but both numbers vary by about 0.2 from seed to seed, so it may even be negative.
 #
 # What it took: every training point needed its label, and the label had to be *encoded* in numbers that the
 # network reads. A class is easy, a text is harder. And the wish had to be known **before training**.
@@ -208,7 +208,7 @@ run.metric("conditional_over_floor", over_floor(sample_conditional), "1", settin
 # Write Bayes' rule for the noised state, take logarithms, take the gradient. The term $\log p(y)$ does not
 # depend on $x_t$ and falls out:
 #
-# <!-- eq: bayes-score | Song et al. 2021b (score SDE), eq. 14; Dhariwal & Nichol 2021, sec. 4 -->
+# <!-- eq: bayes-score | Song et al. 2021 (score SDE), eq. 14; Dhariwal & Nichol 2021, sec. 4 -->
 # $$
 # \nabla \log q_t(x_t \mid y) = \nabla \log q_t(x_t) + \nabla \log p(y \mid x_t) .
 # $$
@@ -317,8 +317,8 @@ run.figure(
 )
 
 # %% [markdown]
-# What it took: a classifier for every noise level, and its **gradient**. No label was needed to train the
-# model itself.
+# What it took: a classifier for every noise level, and its **gradient**. An unconditional model needs no label for its own
+# training. (To save time we took section 2's network without its condition.)
 #
 # ### Break it: a classifier that has seen clean points only
 #
@@ -394,7 +394,7 @@ exercises.check("03.2", mix)
 # $$
 #
 # while the guided sampler uses $w\, \nabla \log \mathbb E[\,p(y \mid x_0) \mid x_t]$: the power of the mean in
-# place of the mean of the power. For $w = 1$ these are the same. For no other $w$.
+# place of the mean of the power. For $w = 0$ and $w = 1$ these are the same, for other $w$ in general not.
 #
 # **Predict.** Use exact denoisers, so that no network is to blame. At $w = 3$, how many floors from $p_3$ will
 # the guided samples be? Is there any other power that they match?

@@ -252,8 +252,8 @@ run.metric("policy_gradient_error", worst, "1", len(paths),
 # - *stay*: raise the logit of "stay where you are" at all times
 #
 # The quantity to watch is $|$estimate $-$ exact$|$ over the standard error. For one direction it exceeds 3 by chance
-# once in 370 runs, for four about once in 90. (Over all 96 logits a largest value near 3 would be normal, and
-# a bound of 3 would mean nothing.) A wrong formula, as we will see, is off by far more.
+# once in 370 runs, for four about once in 90. (Over all 96 logits the largest would exceed 3 by chance in about one run of
+# four.) A wrong formula, as we will see, is off by far more.
 #
 # **Predict.** Which direction has the largest *relative* error? Think of the figure of values.
 
@@ -307,7 +307,8 @@ run.figure(
 # %% [markdown]
 # ### Break it: leave out one step
 # A tempting shortcut: "the last step hardly adds noise, so drop its term from the sum". **Predict.** By how many
-# standard errors is each direction off then? And if the sign of the softmax's probability is wrong?
+# standard errors is each direction off then? And if the softmax's probability is left out, so that the score
+# is the one-hot alone?
 
 # %%
 every_step = policy.score(drawn)  # (N, T, S, S)
@@ -324,7 +325,7 @@ for name, wrong in broken.items():
 
 # %% [markdown]
 # The `inf` is honest: without its term, the estimate of *last step* is exactly 0, and so is its error bar. And note *first
-# step* in the first line: 0.1. A mistake at one step is invisible in a direction that does not touch that
+# step* in the first line: no worse than before. A mistake at one step is invisible in a direction that does not touch that
 # step. Test in several directions.
 
 # %% [markdown]
@@ -713,7 +714,8 @@ run.metric("price_of_twice_the_steps", price[2] / price[1], "1", n,
 
 # %% [markdown]
 # ### Exercise 04.2: log-probability of a path
-# Write `path_log_prob(x, mean, beta, beta_tilde)`. `x` is (T+1, B, d), and `x[t]` is $x_t$. `mean` is (T+1, B, d), and
+# Write `path_log_prob(x, mean, beta, beta_tilde)`. `x` is (T+1, B, d), and `x[t]` is $x_t$ (the library's
+# `Trajectory` runs the other way: its `x[0]` is $x_T$). `mean` is (T+1, B, d), and
 # `mean[t]` is the mean of $x_{t-1}$ given $x_t$ (`mean[0]` is not used). `beta` and `beta_tilde` are (T+1,). Return (B,):
 # the sum of $\log p(x_{t-1} | x_t)$ over $t = 1, \dots, T$, constants included, without the start's.
 #
@@ -802,7 +804,7 @@ run.figure(
 # single steps do not reweight whole paths. On the finite chain we can say by how much, for the policies of
 # section 5, and without a clip.
 #
-# **Predict.** When old paths are worth half their number (mean reward 0.47), by how many per cent is DDPO's
+# **Predict.** When old paths are worth half their number (mean reward about 0.46, the last line), by how many per cent is DDPO's
 # gradient off?
 
 # %%
@@ -821,8 +823,8 @@ run.metric("step_ratio_bias", bias, "1", len(paths),
            "moved by 4 logits along the reference's gradient")
 
 # %% [markdown]
-# The bias is not noise: more paths do not help. In the second line all ratios are within $1 \pm 0.2$, the usual clip, and it
-# is 10 % already. The clip keeps the policy near the place where ratios are 1, and the bias small; it does not remove it.
+# The bias is not noise: more paths do not help. In the second line all ratios are within about $1 \pm 0.2$, PPO's usual clip
+# (DDPO's own code takes $10^{-4}$), and it is 10 % already. The clip keeps the policy near the place where ratios are 1, and the bias small; it does not remove it.
 #
 # ### Exercise 04.3: the clipped objective
 # Write `clipped_objective(log_new, log_old, advantage, clip)`. `log_new` and `log_old` are (B, T), log-probabilities
@@ -895,7 +897,7 @@ slow, fast = ({name: ddpo(size, **options) for name, options in methods.items()}
               for size in (0.002, 0.006))
 
 # %% [markdown]
-# Two facts have to hold, or it is not DDPO: after the first of the ten steps the ratio is not 1 everywhere, and some
+# Two facts have to hold, or the clip does nothing: after the first of the ten steps the ratio is not 1 everywhere, and some
 # ratios are beyond the clip.
 #
 # **Predict.** The share of ratios outside $1 \pm 0.2$ after nine steps on one batch: 0.1 %, 5 %, half?
@@ -1014,4 +1016,5 @@ run.finish()
 # %% [markdown]
 # ## Next
 #
-# [07 · RGDM](07_rgdm.ipynb): the same reward with a fixed target, and training that never looks at paths' scores.
+# [05 · The maximum-entropy link](05_max_entropy_link.ipynb): a price for leaving the reference turns the moving goal into a fixed
+# distribution. In a hurry: [07 · RGDM](07_rgdm.ipynb) trains towards it, and never looks at paths' scores.

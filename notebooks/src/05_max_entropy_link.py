@@ -105,7 +105,7 @@ print("p_ref(s_0):", [round(p, 3) for p in reference.marginals()[0].tolist()])
 # J(\theta) = \mathbb E_{p_\theta}[r(s_0)] - \tau\, KL(p_\theta \,\|\, p_{ref}) .
 # $$
 #
-# (With a reference that is flat in $s_0$, the KL is minus the entropy up to a constant. That is the setting of
+# (For a law of $s_0$ alone and a flat reference, the KL is minus the entropy up to a constant. That is the setting of
 # the paper and of RAML, and where the name comes from.)
 #
 # Define the **payoff distribution** over paths, $p^* = p_{ref}\, e^{r(s_0)/\tau} / Z$, with
@@ -117,11 +117,11 @@ print("p_ref(s_0):", [round(p, 3) for p in reference.marginals()[0].tolist()])
 # = \tau \log Z - \tau\, KL(p_\theta \,\|\, p^*) .
 # $$
 #
-# A KL is never negative and 0 only for equal laws. So $J$ has one optimum, $p_\theta = p^*$, of height
-# $\tau \log Z$. No algorithm was needed to find it.
+# A KL is never negative and 0 only for equal laws. So among all laws of paths $J$ has one optimum, $p_\theta = p^*$, of
+# height $\tau \log Z$. No algorithm was needed to find it. (A policy keeps the reference's start and comes only close: section 3.)
 #
 # **Predict.** A random policy, the reference itself, and a greedy one that always moves to the state of the highest
-# value: which has the larger $J$?
+# value: which has the largest $J$?
 
 # %%
 log_payoff = log_ref + of_path / tau
@@ -360,8 +360,9 @@ print(f"mean reward lost by keeping the start: {loss_in_mean:.4f}")
 # %% [markdown]
 # Here 4.7 % of the data is left in $s_6$, on purpose. In a real diffusion $\bar\alpha_T$ is below 0.001, and with
 # DDPM's noise the loss is negligible. **With less noise in the sampler it is not.** Take data $N(m, \varsigma^2)$ on the
-# line, a linear reward, and a reference chain that is linear and Gaussian, with any amount of noise. Let $\rho$
-# be the correlation of $x_0$ and $x_T$ under it. Then the best policy from the kept start moves the mean by
+# line, a linear reward $r(x_0) = b\,x_0$ (so that the payoff is $N(m^*, \varsigma^2)$ with $m^* = m + \varsigma^2 b/\tau$), and
+# a reference chain that is linear and Gaussian, with any amount of noise. Let $\rho$ be the correlation of $x_0$ and
+# $x_T$ under it. Then the best policy from the kept start moves the mean by
 #
 # <!-- eq: kept-start-mean-shift | derived here -->
 # $$
@@ -370,7 +371,7 @@ print(f"mean reward lost by keeping the start: {loss_in_mean:.4f}")
 #
 # (Each step adds variance $\sigma_t^2$ to $x_0$, scaled by the slopes after it, and moves its mean by that
 # variance times $b/\tau$. The variances add up to all of $\varsigma^2$ but for what comes from the start,
-# $\rho^2 \varsigma^2$.) With DDPM's noise $\rho^2$ is about $\bar\alpha_T$. DDIM without noise maps $x_T$ to $x_0$:
+# $\rho^2 \varsigma^2$.) With DDPM's noise $\rho^2$ is about $\bar\alpha_T\, \varsigma^2$. DDIM without noise maps $x_T$ to $x_0$:
 # $\rho = 1$, and **the mean does not move at all**, however good the policy.
 #
 # **Predict.** A sampler with a tenth of DDPM's noise ($\eta = 0.1$): what share of the way will the mean go?
@@ -405,8 +406,10 @@ assert way[-1] > 0.99 and abs(way[0]) < 1e-9
 
 # %% [markdown]
 # Whoever optimises $J$ *through* a sampler of little noise is biased, even with $\bar\alpha_T$ near 0. (Domingo-Enrich
-# et al. 2024, arXiv 2409.08861, call it the initial value function bias.) The form of the next section, which fits
-# the noised payoff samples, is not: it never asks the sampler to do the tilting.
+# et al. 2024, arXiv 2409.08861, call it the initial value function bias.) Weighted imitation (next section) of *that
+# sampler's own* paths has the same bias, for its best kernels are the same. It goes away when the path to each payoff sample
+# $x_0$ is drawn afresh by the forward process, as in notebook 07: then $x_T$ has forgotten $x_0$, and the sampler's
+# noise plays no part in training.
 #
 # ## 4. Two KLs, two ways to learn
 #
@@ -498,14 +501,15 @@ exercises.check("05.3", imitation_gradient)
 # %% [markdown]
 # ## 5. Where the two part
 #
-# **Question.** The two KLs have the same minimum, 0, at the same policy. Do they lead to the same place?
+# **Question.** If the policy can be $p^*$, the two KLs have the same minimum, 0, at the same place. Do they always lead there?
 #
-# Only if the policy *can* be $p^*$. On the chain it can: any table of kernels will do. A network is a smaller family.
-# Take the smallest interesting one: a single Gaussian for a payoff with two modes.
+# Only if the policy *can* be $p^*$. On the chain it can, but for the start (section 3), which adds to both KLs a constant that
+# no kernel changes. A network is a smaller family. Take the smallest interesting one: a single Gaussian for a payoff with two modes.
 #
 # - Imitation must put mass wherever $p^*$ has some: $\log p_\theta$ may not become $-\infty$ there. It **covers**.
 #   Its optimum has the mean and the variance of $p^*$.
-# - Playing pays for mass where $p^*$ has none, and nothing for what is missed. It **seeks a mode**.
+# - Playing pays for mass where $p^*$ has none, and nothing for what is missed. It **seeks a mode**, and has another
+#   local optimum at the other mode.
 #
 # **Predict.** The reward prefers the right mode a little. Where will the two Gaussians sit, and which is wider?
 
@@ -521,7 +525,7 @@ w = torch.softmax(slope(x[:, None]) / TAU, 0)
 mean = float(w @ x)
 imitated = (mean, float(w @ (x - mean).square()) ** 0.5)
 
-# way one: gradient steps on sampled J, from the better mode
+# way one: gradient steps on sampled J, from the better mode, through the sample: this reward has a gradient
 z = torch.randn(min(settings.samples, 50_000), dtype=F64)
 z = torch.cat([z, -z])  # pairs of opposite noise
 z = z / z.std(correction=0)
@@ -567,7 +571,7 @@ run.figure(
 )
 
 # %% [markdown]
-# Reviewers of the paper pointed at this: swapping the KL changes the optimum, unless the payoff can be realised. A
+# So swapping the KL changes the optimum, unless the payoff can be realised. A
 # diffusion network is a rich family, and imitation's error is then small. But it is the reason why this course always
 # asks how close the *law* came, and not only the mean reward.
 #
