@@ -59,9 +59,9 @@
 # In a hurry: 00, 01, 02, 07, 10. For molecules add 09, for shapes 08. Each notebook runs by itself, top to bottom, with its exercises
 # unsolved; its table names the notebooks to read before it.
 #
-# **Budget.** Every notebook has three presets. `quick` takes about 40 seconds on 2 CPU cores (09: 90), `laptop` at most
-# 10 minutes, `full` is meant for a GPU. The second code cell sets the preset. What took hours was run once
-# with `python -m rgdm_lib.course experiment`; its results ship with the course.
+# **Budget.** Every notebook has three presets. `quick` takes about 40 seconds on 2 CPU cores (08, 09: 90), `laptop` at most
+# 10 minutes (07: 20, 08: 15), `full` is meant for a GPU. The second code cell sets the preset. What took hours was run once
+# with `python -m rgdm_lib.course experiment NAME`; its results ship with the course.
 #
 # **How to read.** Before most results you are asked for a number. Write it down first: being wrong is
 # how the picture in your head gets corrected. Exercises answer back: run the check below them. Results are

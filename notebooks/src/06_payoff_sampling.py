@@ -267,6 +267,8 @@ assert most > 0 and abs(weighted.ess / n_strings - 0.1) < 0.03
 # \frac{p_{ref}}{\sum_j \frac{n_j}{n}\, p_j} \le \frac{n}{n_0} .
 # $$
 #
+# (This is the last round. Round $k$ of $K$ aims at $e^{k\,r/(K\tau)}$ only, so that enough samples count.)
+#
 # If every fit were perfect, full weights would end at
 #
 # <!-- eq: naive-iteration-drifts | derived here -->
@@ -410,7 +412,8 @@ for name, way, what in (("naive", "chained, full weights", "chained, full weight
 #
 # So the weighted law is the sampler's own, tilted by $e^{r/\tau}$, whatever $v$ was. What is gained: where the weights
 # become uneven, particles are **resampled** in proportion to them (and the weights start again from 1), so that the
-# rest of the walk is spent on the promising ones. A good $v$ leaves many effective samples, a bad one few.
+# rest of the walk is spent on the promising ones. Then the tilt is exact in the limit of many particles; a finite number $n$ leaves a
+# bias of order $1/n$. A good $v$ leaves many effective samples, a bad one few.
 #
 # **Predict.** Three values: $r(\hat x_0)$, the reward of the denoised guess; the exact soft value; and one that points the wrong
 # way. Which of them give the right mean reward?
@@ -982,7 +985,7 @@ assert max(found["soft value"]) < 0.03 < min(found["r of the guess"])
 #
 # ## 5. Whose gradient is noisier?
 #
-# **Question.** The paper says that imitating payoff samples "alleviates the high gradient variance" of policy gradients. When?
+# **Question.** The paper says that imitating payoff samples "alleviates the high gradient variances" of policy gradients. When?
 #
 # One Gaussian knows the answer in closed form. Policy and reference are $N(m_0, s_0^2 I)$ in $d$ dimensions, the reward
 # is a bowl, $-\tfrac k2 |x - a|^2$. Two numbers matter: the **pull** $\kappa = k s_0^2/\tau$ and the **distance**
@@ -1138,7 +1141,8 @@ assert abs(ratio - 1) < 0.01
 # They differ in *three* things, and "the payoff gradient is quieter" does not say which of them does it. So: every combination. The
 # **target**, REINFORCE's or denoising; the **weighting**, simple or likelihood; and the **draws** a sample, one random time or every
 # time once. All see the same samples of the model, hence the same rewards. The measure is again the relative variance a
-# sample. With thousands of parameters the squared mean of a batch is mostly noise, so it is taken between batches:
+# sample. With thousands of parameters the squared mean of a batch is mostly noise, so it is taken between batches, with $g_i$ the gradient of batch $i$ and $B$
+# the number of batches:
 #
 # <!-- eq: unbiased-square-of-mean | derived here -->
 # $$
@@ -1323,8 +1327,9 @@ for name, over, under, text in (
     run.metric(f"gradient_variance_ratio_ess40_{name}", ratio(over, under)[0], "1", len(ends), f"ESS 40 %, {text}")
 
 # %% [markdown]
-# Is it the same gradient at all? At a hot temperature, with the baseline, the two *means* must point the same way (and under the
-# likelihood's weighting they are the same estimator again, up to the re-noised path).
+# Is it the same gradient at all? At a hot temperature, with the baseline, the two *means* must point the same way (under the
+# likelihood's weighting their relative variances are near each other as well, though the targets differ: it listens least where they
+# differ most).
 
 # %%
 for weighting in ("simple", "likelihood"):

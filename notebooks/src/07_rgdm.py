@@ -336,8 +336,8 @@ widgets.explore(show_temperature, log10_scale=slider)
 # expectation is under a **fixed** law. Nothing is differentiated through sampling, and one batch of rewards
 # serves thousands of gradient steps.
 #
-# And $-\log p_\theta(x_0)$ of a diffusion model is bounded by the denoising loss of notebook 02. So the whole
-# of training is: draw $x_0$ from the weighted set, add noise, predict the noise. The reward enters only
+# And $-\log p_\theta(x_0)$ of a diffusion model is bounded by the denoising loss with the likelihood's weights (notebook 02); other
+# positive weights, such as the simple loss's, keep the optimum. So the whole of training is: draw $x_0$ from the weighted set, add noise, predict the noise. The reward enters only
 # through *which* $x_0$ are drawn.
 #
 # Compare this with guidance at sampling time: the reward is never applied to a half-noisy $x_t$, where it
@@ -412,7 +412,7 @@ exercises.check("07.2", log_base)
 # *reward*, *weigh* back to the fixed target, *choose* how far to go, *denoise*.
 #
 # A path is not quite a sample. `diffusion.trajectory` adds noise in *every* step, the last one too, of variance
-# $\beta_1$ there: without it the path had no density, so no weight (notebook 02, section 2). Our `draw` leaves the
+# $\beta_1$ there: without it the path would have no density, and so no weight (notebook 02, section 2). Our `draw` leaves the
 # last noise out. So the points that are weighed and trained on are a little wider than those that are judged.
 
 # %%
@@ -548,7 +548,8 @@ run.metric("path_ess_exact", exact_path_ess[settings.T], "1", 4000,
 # denoisers at the same $T$, not with 1. Below about 5 % the model is lost, its paths carry no usable weights, and
 # `rgdm.fit` says so, drops them and finishes on the earlier samples.
 #
-# Now the samples. They are drawn with `draw`, without noise in the last step, all three in the same way.
+# Now the samples. They are drawn with `draw`, without noise in the last step; so are the base's and the exact denoiser's. The weighted
+# samples are paths' ends, with that noise.
 
 # %%
 x_rgdm = draw(net)
@@ -943,7 +944,7 @@ print(f"mean reward: exact payoff {cold_mean:.2f}, weighted samples {float(weigh
 # | `ddpo` | clipped ratios, advantages over their standard deviation, no KL | arXiv 2305.13301 |
 # | `best_of_n`, `best_child` | the best of n samples; of k children at each step | arXiv 2401.01879, 2408.08252 |
 # | `particles` | sequential Monte Carlo down the chain, weights carried | arXiv 2306.17775 |
-# | `reward_gradient` | the gradient of r at the denoised guess steers | arXiv 2105.05233 |
+# | `reward_gradient` | the gradient of r at the denoised guess steers | arXiv 2209.14687 |
 #
 # **Predict.** Which of them ends nearest to the payoff? Which gets the highest mean reward, and is it the same one?
 
@@ -1008,8 +1009,8 @@ assert {len(method["search"]) for method in rivals.values() if method["kind"] ==
 assert {len(method["search"]) for method in rivals.values() if method["kind"] != "sample"} == {9}
 
 # %% [markdown]
-# Most winners lie at an edge, RGDM's both. An edge can be harmless: `scale` = 1 and `cold` = 1 of `conditional` are the values theory
-# asks for, and RGDM's nine numbers hardly differ. It can also hide something: `best_of_n` and `best_child` were still getting better.
+# Most winners lie at an edge, RGDM's both. An edge can be harmless: for `conditional`, `cold` says how many times colder than the payoff's
+# the rewards to ask for are drawn, `scale` is that of the guidance, and 1 is what theory asks for in both. And RGDM's nine numbers hardly differ. It can also hide something: `best_of_n` and `best_child` were still getting better.
 
 # %% [markdown]
 # ### How many rewards does it take?
@@ -1314,8 +1315,9 @@ assert [one.split()[0] for one in without] == ["particles"]
 # %% [markdown]
 # ### Which method when
 # Each line with its number, from the table. They are numbers of one world: eight dimensions, a smooth reward, a
-# network that fits it. Take the order of the questions from here, not the digits. What each branch rests on is a claim with a bound
-# (printed below, judged in notebook 10).
+# network that fits it. Take the order of the questions from here, not the digits. What the branches rest on is a claim with a bound
+# (printed below, judged in notebook 10), but for the one on samples that never meet the reward: at an effective share of 10 % they do meet
+# it, so this table does not test it.
 
 # %%
 def floors(name):
