@@ -342,6 +342,9 @@ def test_the_code_of_a_result_is_what_the_notebook_runs(example_folder, tmp_path
         ('x = """a # b\n\nc"""\n', 'x = """a # b\n\nc"""'),
         ('f(\n    "a # b"\n)\n', 'f(\n    "a # b"\n)'),
         ('x = f"{y} # z"  # why', 'x = f"{y} # z"'),
+        ('f(alt="a, "\n  "b",\n  see="c", n=1)\n', "f(alt=,\n  see=, n=1)"),
+        ('f(see="a "\n  f"{b}")\n', 'f(see=\n  f"{b}")'),
+        ('see = 1\nf("alt", "see")\n', 'see = 1\nf("alt", "see")'),
     ],
 )
 def test_comments_and_docstrings_do_not_run(text, runs):

@@ -775,7 +775,7 @@ run.figure(
     "loss_curve",
     alt="The training loss falls from above 0.4 within a few hundred steps and then fluctuates "
     "about the dashed line of the least possible loss, 0.34.",
-    see="most of the gain is in the first steps; later the curve looks flat, yet samples improve.",
+    see="most of the gain is in the first steps; later the curve looks flat, and only the distance to its floor says whether it still improves.",
 )
 
 # %% [markdown]
@@ -903,7 +903,7 @@ run.figure(
     "steps",
     alt="Score over the number of sampling steps, both axes logarithmic. Both curves fall from above "
     "10 at 5 steps to about 2 at 50; DDIM lies below DDPM at first, then they meet.",
-    see="every doubling of the steps helps; DDIM is ahead with few of them. Differences as small as those "
+    see="more steps help each time; DDIM is ahead with few of them. Differences as small as those "
     "at 50 are chance: single sets of fresh data differ by as much (section 1).",
 )
 run.metric("sw_over_floor_ddim_20", scores[0.0][2], unit="1", n=N,

@@ -313,7 +313,7 @@ run.figure(
     "two_ways",
     alt="Three scatter plots of class 1: exact samples, samples of the conditional network, samples guided by "
     "a classifier. They look alike.",
-    see="two roads to one law. A picture cannot tell them apart; the floor units above can.",
+    see="two roads to one law. Neither the picture nor the floor units above tell them apart: the units vary by about 0.2 from seed to seed.",
 )
 
 # %% [markdown]
@@ -633,7 +633,7 @@ run.figure(
     fig,
     "a_wish_without_gradient",
     alt="Five scatter plots with a disc: the exact payoff law has half of its points in the disc and the ring "
-    "around it; the gradient method shows the plain ring; asking for reward 1 puts nearly all points into the "
+    "around it; the gradient method shows the plain ring; asking for reward 1 puts most points into the "
     "disc; drawn rewards and the learned value look like the exact law.",
     see="the first method does nothing; the second forgets everything else; the last two come close.",
 )

@@ -301,7 +301,7 @@ run.figure(
     alt="Running REINFORCE estimate over the number of paths, log axis, with a band that narrows around "
         "the dashed exact value of 0.079.",
     see="the band narrows like one over the root of n. At 100 paths it still reaches a third of the value to "
-        "each side, and this is the easiest of all directions.",
+        "each side, and this is the easiest of the four directions.",
 )
 
 # %% [markdown]

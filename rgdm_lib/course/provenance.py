@@ -3,6 +3,7 @@
 import ast
 import hashlib
 import io
+import itertools
 import json
 import tokenize
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 from rgdm_lib import _data
 
 _PACKAGE = Path(__file__).resolve().parent.parent
+_CAPTIONS = ("alt", "see")  # arguments that a figure's reader reads, and nothing else
 
 
 def code_hash(notebook: Path) -> str:
@@ -17,8 +19,8 @@ def code_hash(notebook: Path) -> str:
 
     Imports are followed through the package's files. Of shipped data the checksums count of all
     folders that the code names (``"molecules/..."``). What does not run does not count: comments,
-    docstrings, the bootstrap cell, which only installs. Raises ValueError for a file that is not a
-    notebook.
+    docstrings, captions, the bootstrap cell, which only installs. Raises ValueError for a file that
+    is not a notebook.
     """
     cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
     digest = hashlib.sha256()
@@ -49,11 +51,12 @@ def code_hash(notebook: Path) -> str:
 
 
 def what_runs(text: str) -> str:
-    """Python code without comments, docstrings and the lines that these or nothing stand on.
+    """Python code without comments, docstrings, captions and the lines that only these stand on.
 
     Cut by position, not printed anew: the same text on every version of Python. Raises SyntaxError
     or ``tokenize.TokenError`` for code that Python cannot read.
     """
+    text = _without_captions(text)
     lines, busy = text.split("\n"), set()
     starts_line = True  # of a statement
     tokens = list(tokenize.generate_tokens(io.StringIO(text).readline))
@@ -69,6 +72,28 @@ def what_runs(text: str) -> str:
                 busy.update(range(first, last + 1))
             starts_line = False
     return "\n".join(line.rstrip() for i, line in enumerate(lines, 1) if i in busy)
+
+
+def _without_captions(text: str) -> str:
+    """Python code whose captions are cut, up to the first f-string: that one may run."""
+    starts = [0, *itertools.accumulate(len(line) + 1 for line in text.split("\n"))]
+    tokens = [
+        token
+        for token in tokenize.generate_tokens(io.StringIO(text).readline)
+        if token.type not in (tokenize.NL, tokenize.COMMENT)
+    ]
+    kept, done = [], 0
+    for i, (name, sign) in enumerate(itertools.pairwise(tokens)):
+        if name.string in _CAPTIONS and sign.string == "=":
+            words = list(itertools.takewhile(_is_plain_string, tokens[i + 2 :]))
+            if words:
+                kept.append(text[done : starts[sign.end[0] - 1] + sign.end[1]])
+                done = starts[words[-1].end[0] - 1] + words[-1].end[1]
+    return "".join(kept) + text[done:]
+
+
+def _is_plain_string(token: tokenize.TokenInfo) -> bool:
+    return token.type == tokenize.STRING and token.string[0] in "'\""
 
 
 def imported_files(text: str) -> set[Path]:

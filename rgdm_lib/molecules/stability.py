@@ -38,7 +38,7 @@ from rgdm_lib.strength import payoff_level, reward_level, strengthen
 
 WANTED = 0.95  # the payoff's own share of stable molecules
 KINDS = ("control", "guided")
-SAMPLES = {"quick": 40, "laptop": 2000, "full": 10_000}
+SAMPLES = {"quick": 40, "laptop": 1000, "full": 10_000}
 
 
 def odds_temperature(share: float, wanted: float) -> float:
@@ -156,25 +156,28 @@ def guide_stability(preset: str, out: Path, seeds: tuple = SEEDS, lr: float = 1e
 def strengthen_stability(preset: str, out: Path, seeds: tuple = SEEDS) -> list[Path]:
     """Samples of the guided models at the strength that brings their share to the payoff's.
 
+    The denoiser is eps_control + s (eps_guided - eps_control): both learned from the base's own
+    samples, so that what this costs them falls out of the difference, which the reward alone made.
     A set that is there is not made again, see ``experiments.strengthen_set``.
 
     Raises:
-        ValueError: a guided model that is not stable more often than the base.
+        ValueError: a guided model that is not stable more often than its control.
     """
     home, dataset, n = output_folder(preset, out), DATA[preset], SAMPLES[preset]
-    base, guided = (load_fast(base_file(dataset), preset) for _ in range(2))
-    draw = stability_draw(dataset)
-    aim, start = payoff_level(stability_targets(draw)["guided"]), reward_level(draw.reward)
+    networks = [load_fast(base_file(dataset), preset) for _ in KINDS]
+    aim = payoff_level(stability_targets(stability_draw(dataset))["guided"])
     written = []
     for seed in seeds:
-        path = home / stability_name("guided", seed, dataset, STRENGTHENED)
-        weights = home / stability_name("guided", seed, dataset, ".safetensors")
-        written.append(path)
+        written.append(path := home / stability_name("guided", seed, dataset, STRENGTHENED))
         if path.exists():
             continue
-        guided.load_state_dict(load_model(weights)[0].state_dict())
-        at_one = load_set(home / stability_name("guided", seed, dataset))
-        levels = aim, start, reward_level(judges.stability(at_one))
-        sampler = functools.partial(strengthen, guided, base)
-        strengthen_set(preset, out, path, sampler, seed, n, levels, judges.stability)
+        levels = [aim]
+        for kind, network in zip(KINDS, networks, strict=True):
+            weights = home / stability_name(kind, seed, dataset, ".safetensors")
+            network.load_state_dict(load_model(weights)[0].state_dict())
+            samples = load_set(home / stability_name(kind, seed, dataset))
+            levels.append(reward_level(judges.stability(samples)))
+        control, guided = networks
+        sampler = functools.partial(strengthen, guided, control)
+        strengthen_set(preset, out, path, sampler, seed, n, tuple(levels), judges.stability)
     return written
