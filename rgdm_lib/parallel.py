@@ -37,20 +37,23 @@ def evaluate(
     """(function(item), None) for each item, in order; (NaN, why) where there is no value.
 
     No value has an item on which the function raises, takes longer than ``seconds``, kills its
-    process, or gives a number that is not finite. Each process computes on one thread.
+    process, or gives a number that is not finite; nor one that cannot be pickled. Each process
+    computes on one thread.
 
     Args:
         function: picklable, of a module that can be imported.
-        items: picklable, each.
-        seconds: time limit of one item.
+        items: what is sent to the processes, by pickle.
+        seconds: time limit of one item, finite.
         workers: number of processes; None: one for each CPU.
 
     Raises:
         ValueError: the function cannot be sent to another process, or a limit is not above 0.
         RuntimeError: a process cannot be started or cannot import the function's module.
     """
-    if not seconds > 0 or (workers is not None and workers < 1):
-        raise ValueError(f"seconds = {seconds}, workers = {workers}: both must be above 0")
+    if not 0 < seconds < math.inf or (workers is not None and workers < 1):
+        raise ValueError(
+            f"seconds = {seconds}, workers = {workers}: both must be above 0, and seconds finite"
+        )
     sent = _pickled(function)
     if len(items) == 0:
         return []
@@ -103,8 +106,12 @@ class _Process:
         self._ended = False
 
     def value(self, item: Any) -> Outcome:
+        try:
+            request = pickle.dumps(item)
+        except (pickle.PicklingError, AttributeError, TypeError) as error:
+            return math.nan, f"it cannot be sent to another process: {_text(error)}"
         process = self._process or self._start()
-        answer, is_late = self._ask(process, pickle.dumps(item), self._seconds)
+        answer, is_late = self._ask(process, request, self._seconds)
         if answer is None:
             return math.nan, late(self._seconds) if is_late else DIED
         return answer

@@ -1,5 +1,6 @@
 """The long experiments on molecules, in preset quick: killed, resumed, guided."""
 
+import math
 import signal
 import subprocess
 import sys
@@ -24,7 +25,7 @@ from rgdm_lib.molecules.model import (
     training_times,
     weigh,
 )
-from rgdm_lib.training import load_tensors, save_weights
+from rgdm_lib.training import load_tensors, save_tensors, save_weights
 
 BASE = ["-m", "rgdm_lib.course", "experiment", "molecules-base", "--preset", "quick", "--out"]
 
@@ -74,6 +75,28 @@ def test_batches_follow_the_weights():
     assert batch.shape == (5, 14, 9)
     positions = torch.from_numpy(molecules.subset([chosen]).of_size(14)[0])
     torch.testing.assert_close(batch[:, :, :3], positions.expand(5, -1, -1), atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("weight", "message"),
+    [
+        (torch.ones(300), "weight of shape"),
+        (torch.zeros(200), "weights from 0 to 0"),
+        (torch.cat([torch.ones(199), torch.tensor([math.nan])]), "from nan"),
+        (torch.cat([torch.ones(199), torch.tensor([-1.0])]), "weights from -1"),
+    ],
+)
+def test_weights_that_would_drop_molecules_unseen_are_refused(weight, message):
+    with pytest.raises(ValueError, match=message):
+        next(sized_batches(load_qm9().subset(range(200)), 5, weight))
+
+
+def test_what_is_no_model_or_no_size_is_refused(tmp_path):
+    save_tensors(tmp_path / "other.safetensors", {"x": torch.ones(2)}, {})
+    with pytest.raises(ValueError, match=r"other.safetensors: its metadata names no network"):
+        load_model(tmp_path / "other.safetensors")
+    with pytest.raises(ValueError, match="n_atoms is empty"):
+        sample_molecules(load_model()[0], [])
 
 
 def test_weights_keep_or_tilt_the_sizes():

@@ -228,7 +228,13 @@ def test_a_set_that_cannot_be_saved_names_molecule_and_field(tmp_path, change, m
     ("change", "require", "message"),
     [
         ({"numbers": np.array([8, 1, 1, 9, 0])}, (), "molecule 1 .*numbers of atom 1 is 0, an unk"),
-        ({"numbers": np.array([8, 1, 1, 9, -1])}, (), "numbers holds values outside"),
+        ({"numbers": np.array([8, 1, 1, 9, -1])}, (), "numbers holds -1, no whole number"),
+        ({"numbers": np.array([8, 1, 1, 9, 262])}, (), "numbers holds 262"),
+        ({"numbers": np.array([8, 1, 1, 9, 1.5])}, (), "numbers holds 1.5"),
+        ({"numbers": np.array(["O", "H", "H", "F", "H"])}, (), "numbers holds <U1 values"),
+        ({"n_atoms": np.array([3, 2.5])}, (), "n_atoms holds 2.5"),
+        ({"index": np.array(["a", "b"])}, (), "invalid literal"),
+        ({"property:mu": np.array(["a", "b"])}, ("mu",), "isfinite"),
         ({"positions": np.full((5, 3), np.inf)}, (), "molecule 0 .*positions of atom 0"),
         ({"positions": None}, (), "no field 'positions'"),
         ({"positions": np.zeros((5, 3), np.int16)}, (), "need the field 'position_unit'"),
@@ -261,7 +267,13 @@ def test_files_that_are_no_npz_are_refused(tmp_path):
     whole = save_set(tmp_path / "whole.npz", make_set(WATER)).read_bytes()
     (tmp_path / "half.npz").write_bytes(whole[: len(whole) // 2])
     np.savez(tmp_path / "pickle.npz", n_atoms=np.array([{}], dtype=object))
-    for name in ("text.npz", "half.npz", "pickle.npz"):
+    np.save(tmp_path / "one.npy", np.arange(3))
+    (tmp_path / "one.npy").rename(tmp_path / "one.npz")
+    np.savez_compressed(tmp_path / "hurt.npz", numbers=np.arange(5000) % 251)
+    hurt = bytearray((tmp_path / "hurt.npz").read_bytes())
+    hurt[100:140] = bytes(40)
+    (tmp_path / "hurt.npz").write_bytes(hurt)
+    for name in ("text.npz", "half.npz", "pickle.npz", "one.npz", "hurt.npz"):
         with pytest.raises(MoleculeError, match=f"{name}: not a readable"):
             load_set(tmp_path / name)
     with pytest.raises(FileNotFoundError):

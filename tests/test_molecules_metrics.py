@@ -145,6 +145,19 @@ def test_samples_of_unknown_formula_do_not_count_as_far_from_a_copy():
 def test_evaluate_refuses_no_molecules(heavy7):
     with pytest.raises(ValueError, match="no molecules"):
         metrics.evaluate(heavy7.subset([]))
+    assert metrics.nearest_distance(heavy7.subset([]), heavy7).shape == (0,)
+
+
+def test_known_molecules_that_cannot_be_compared_with_are_refused(heavy7):
+    train, held_out = heavy7.subset(range(50)), heavy7.subset(range(50, 80))
+    unread = dataclasses.replace(held_out, smiles=np.array(["C"] * 29 + ["C1"]))
+    for other, message in (
+        (dataclasses.replace(held_out, smiles=None), "30 known molecules have no SMILES"),
+        (unread, r"molecule 29.*cannot read its SMILES 'C1'"),
+        (train, "most held-out molecules are copies"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            metrics.evaluate(held_out, metrics.Known(train, other))
 
 
 # ----------------------------------------------------------------------- KS

@@ -102,10 +102,17 @@ def test_what_cannot_be_sent_is_refused_with_what_to_do():
     for function in (lambda item: 1.0, functools.partial(lambda item: 1.0)):
         with pytest.raises(ValueError, match="define it with def, at the top level"):
             parallel.evaluate(function, [1])
-    with pytest.raises(ValueError, match="both must be above 0"):
-        parallel.evaluate(wayward.wayward, [1], seconds=0)
+    for seconds in (0, math.inf, math.nan):
+        with pytest.raises(ValueError, match="both must be above 0, and seconds finite"):
+            parallel.evaluate(wayward.wayward, [1], seconds=seconds)
     with pytest.raises(ValueError, match="both must be above 0"):
         parallel.evaluate(wayward.wayward, [1], workers=0)
+
+
+def test_an_item_that_cannot_be_sent_has_no_value_and_the_others_have():
+    found = parallel.evaluate(wayward.pause, [0.0, lambda: 1, 0.25], workers=1)
+    assert [value for value, _ in found][::2] == [0.0, 0.25]
+    assert math.isnan(found[1][0]) and "cannot be sent to another process" in found[1][1]
 
 
 def test_a_module_that_cannot_be_imported_there_is_an_error(monkeypatch):

@@ -43,7 +43,13 @@ import numpy as np
 from rdkit import Chem, rdBase
 from rdkit.Chem import rdDetermineBonds
 
-from rgdm_lib.molecules.data import ELEMENTS, SYMBOLS, MoleculeError, MoleculeSet
+from rgdm_lib.molecules.data import (
+    CHANNEL_OF_ELEMENT,
+    ELEMENTS,
+    SYMBOLS,
+    MoleculeError,
+    MoleculeSet,
+)
 
 RULES = ("stable", "edm", "determine", "edm_or_determine")
 
@@ -57,13 +63,11 @@ TRIPLE = {"CC": 120, "CN": 116, "CO": 113, "NN": 110}
 MARGINS = (10, 5, 3)
 VALENCE = {1: 1, 6: 4, 7: 3, 8: 2, 9: 1}
 
-_CHANNEL = np.full(256, -1)
-_CHANNEL[list(ELEMENTS)] = np.arange(len(ELEMENTS))
 _VALENCE = np.array([VALENCE[z] for z in ELEMENTS])
 
 
 def _channel(numbers: np.ndarray) -> np.ndarray:
-    channel = _CHANNEL[numbers]
+    channel = CHANNEL_OF_ELEMENT[numbers]
     if (channel < 0).any():
         unknown = sorted(set(np.asarray(numbers)[channel < 0].tolist()))
         raise MoleculeError(

@@ -27,6 +27,7 @@ from rgdm_lib.molecules.sets import (
 
 __all__ = [
     "CHANNELS",
+    "CHANNEL_OF_ELEMENT",
     "ELEMENTS",
     "POSITION_UNIT",
     "SYMBOLS",
@@ -46,8 +47,8 @@ ONE_HOT_SCALE = 1 / 4
 NUMBER_SCALE = 1 / 10
 
 _ELEMENT_OF_CHANNEL = np.array(ELEMENTS, dtype=np.uint8)
-_CHANNEL_OF_ELEMENT = np.full(256, -1, dtype=np.int64)
-_CHANNEL_OF_ELEMENT[list(ELEMENTS)] = np.arange(len(ELEMENTS))
+CHANNEL_OF_ELEMENT = np.full(256, -1, dtype=np.int64)  # by atomic number; -1: not an element
+CHANNEL_OF_ELEMENT[list(ELEMENTS)] = np.arange(len(ELEMENTS))
 
 
 # ------------------------------------------------------------------ tensors
@@ -77,7 +78,7 @@ def encode(molecules: MoleculeSet, n: int) -> torch.Tensor:
         chosen.check()
     positions, numbers = chosen.of_size(n)
     one_hot = torch.nn.functional.one_hot(
-        torch.from_numpy(_CHANNEL_OF_ELEMENT[numbers]), len(ELEMENTS)
+        torch.from_numpy(CHANNEL_OF_ELEMENT[numbers]), len(ELEMENTS)
     ).float()
     number = torch.from_numpy(numbers).float().unsqueeze(-1)
     x = [torch.from_numpy(positions), one_hot * ONE_HOT_SCALE, number * NUMBER_SCALE]

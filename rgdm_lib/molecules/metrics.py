@@ -132,6 +132,8 @@ def size_weight(molecules: MoleculeSet, like: MoleculeSet) -> np.ndarray:
 
 
 def _by_formula(molecules: MoleculeSet) -> dict[tuple[int, ...], np.ndarray]:
+    if len(molecules) == 0:
+        return {}
     counts = element_counts(molecules)
     formulas, inverse = np.unique(counts, axis=0, return_inverse=True)
     order = np.argsort(inverse.reshape(-1), kind="stable")
@@ -163,6 +165,10 @@ class Known:
     Args:
         train: with their SMILES.
         held_out: with theirs.
+
+    Raises:
+        ValueError: when first needed: molecules without SMILES, or with one that RDKit does not
+            read; held-out molecules most of which are copies of training molecules.
     """
 
     def __init__(self, train: MoleculeSet, held_out: MoleculeSet):
@@ -171,7 +177,10 @@ class Known:
     @functools.cached_property
     def unseen_median(self) -> float:
         """`finite_median` of the held-out molecules' `nearest_distance` to the training set."""
-        return finite_median(nearest_distance(self.held_out, self.train))
+        median = finite_median(nearest_distance(self.held_out, self.train))
+        if median == 0:
+            raise ValueError("most held-out molecules are copies of training molecules")
+        return median
 
     @functools.cached_property
     def graphs(self) -> dict[str, set[str]]:
@@ -222,6 +231,7 @@ def evaluate(molecules: MoleculeSet, known: Known | None = None) -> dict[str, fl
     n = len(molecules)
     if n == 0:
         raise ValueError("no molecules to evaluate")
+    graphs_of = {} if known is None else known.graphs  # first: what it refuses, it refuses at once
     stable, stable_atoms = stability_edm(molecules)
     by_edm = dict(bonds.perceive(molecules, "edm"))
     smiles, connected = _smiles_edm(by_edm), _connected(molecules)
@@ -245,14 +255,21 @@ def evaluate(molecules: MoleculeSet, known: Known | None = None) -> dict[str, fl
     }
     if known is not None:
         result |= memorisation(molecules, known)
-        for part, graphs in known.graphs.items():
+        for part, graphs in graphs_of.items():
             result[f"recovered_{part}"] = len(graphs & set(perceived)) / len(graphs)
     return result
 
 
 def _graphs(molecules: MoleculeSet) -> set[str]:
-    known = (Chem.MolFromSmiles(str(text)) for text in molecules.smiles)
-    return {Chem.MolToSmiles(molecule, isomericSmiles=False) for molecule in known}
+    if molecules.smiles is None:
+        raise ValueError(f"{len(molecules)} known molecules have no SMILES to look graphs up in")
+    graphs = set()
+    for i, text in enumerate(molecules.smiles):
+        molecule = Chem.MolFromSmiles(str(text))
+        if molecule is None:
+            raise ValueError(f"{molecules.label(i)}: RDKit cannot read its SMILES {str(text)!r}")
+        graphs.add(Chem.MolToSmiles(molecule, isomericSmiles=False))
+    return graphs
 
 
 def ks_distance(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from rgdm_lib.molecules.data import (
     zero_com_noise_like,
 )
 from rgdm_lib.molecules.egnn import EGNN
-from rgdm_lib.payoff import Draw, Weighted
+from rgdm_lib.payoff import Draw, Weighted, check_sizes
 from rgdm_lib.schedules import polynomial
 from rgdm_lib.training import load_tensors
 
@@ -57,8 +58,17 @@ def load_model(path: str | Path | None = None) -> tuple[EGNN, dict]:
 
     Args:
         path: a file of ``training.save_weights``; default: the shipped base model.
+
+    Raises:
+        ValueError: a file of tensors that holds no molecule model, a checkpoint for one.
     """
-    tensors, metadata = load_tensors(data_path(BASE) if path is None else path)
+    path = data_path(BASE) if path is None else path
+    tensors, metadata = load_tensors(path)
+    if "network" not in metadata:
+        raise ValueError(
+            f"{path}: its metadata names no network. Is it a checkpoint? Weights to load are those"
+            " that the finished training writes"
+        )
     model = EGNN(molecule_diffusion().schedule.alpha_bar, **metadata["network"])
     model.load_state_dict({name: value.float() for name, value in tensors.items()})
     return model.eval(), metadata
@@ -76,8 +86,17 @@ def indexed_batches(
         molecules: n molecules.
         batch: molecules a batch.
         weight: (n,), not negative, any scale; default: equal weights.
+
+    Raises:
+        ValueError: another number of weights, one that is negative or not finite, or all are 0.
     """
     weight = torch.ones(len(molecules)) if weight is None else weight
+    check_sizes(len(molecules), weight=weight)
+    if not (bool((weight >= 0).all()) and 0 < float(weight.sum()) < math.inf):
+        raise ValueError(
+            f"weights from {float(weight.min()):.3g} to {float(weight.max()):.3g}: they must be"
+            " finite and not negative, and one of them above 0"
+        )
     groups = {n: torch.from_numpy(i) for n, i in molecules.by_size().items()}
     groups = {n: i for n, i in groups.items() if weight[i].sum() > 0}
     encoded = [encode(molecules.subset(i.numpy()), n) for n, i in groups.items()]
@@ -139,8 +158,13 @@ def sample_molecules(
 
     Returns:
         n molecules in the order of ``n_atoms``.
+
+    Raises:
+        ValueError: no sizes.
     """
     n_atoms = np.asarray(n_atoms)
+    if len(n_atoms) == 0:
+        raise ValueError("n_atoms is empty: there is no molecule to sample")
 
     def start(part: np.ndarray) -> Tensor:
         return zero_com_noise_like(torch.empty(len(part), int(n_atoms[part[0]]), CHANNELS))

@@ -35,10 +35,11 @@ def read_molecules(
         FileNotFoundError: there is no such file.
     """
     path = Path(path)
-    if path.suffix == ".npz":
+    kind = path.suffix.lower()
+    if kind == ".npz":
         molecules = load_set(path, require)
-    elif path.suffix in _READERS:
-        molecules = _read(path, _READERS[path.suffix], require)
+    elif kind in _READERS:
+        molecules = _read(path, _READERS[kind], require)
     else:
         raise MoleculeError(f"{path}: not an .npz, .xyz or .sdf file")
     large = np.flatnonzero(molecules.n_atoms > (largest or math.inf))
@@ -114,7 +115,7 @@ def _read_xyz(text: str) -> list[_Molecule]:
                 ) from None
             numbers.append(_atomic_number(symbol, f"{label}: numbers of atom {k}"))
         comment = lines[at + 1]
-        fields = dict(re.findall(r"(\w+)=([^\s\"]+)", comment))
+        fields = dict(re.findall(r'([^\s="]+)="?([^\s"]+)', comment))
         found.append((numbers, np.array(positions), _numbers(fields)))
         at += 2 + n
     return found

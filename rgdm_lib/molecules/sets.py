@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,6 +24,17 @@ POSITION_UNIT = 0.0005  # Angstrom per integer step in files
 
 class MoleculeError(ValueError):
     """A molecule or a file of molecules cannot be used; the message names molecule and field."""
+
+
+def _whole(name: str, values: np.ndarray, most: int) -> np.ndarray:
+    """The values, if they are whole numbers of 0 to ``most``: a cast would wrap or cut others."""
+    values = np.asarray(values)
+    if values.dtype.kind not in "biuf":
+        raise MoleculeError(f"{name} holds {values.dtype} values, not numbers")
+    wrong = ~((values >= 0) & (values <= most) & (values == np.floor(values)))
+    if wrong.any():
+        raise MoleculeError(f"{name} holds {values[wrong].flat[0]}, no whole number of 0 to {most}")
+    return values
 
 
 @dataclass(frozen=True)
@@ -52,8 +64,8 @@ class MoleculeSet:
         def put(name: str, value: np.ndarray) -> None:
             object.__setattr__(self, name, value)
 
-        put("n_atoms", np.asarray(self.n_atoms, dtype=np.int64))
-        put("numbers", np.asarray(self.numbers, dtype=np.uint8))
+        put("n_atoms", _whole("n_atoms", self.n_atoms, np.iinfo(np.int16).max).astype(np.int64))
+        put("numbers", _whole("numbers", self.numbers, 255).astype(np.uint8))
         put("positions", np.asarray(self.positions, dtype=np.float32))
         put("properties", {k: np.asarray(v) for k, v in self.properties.items()})
         for name, kind in (("smiles", np.str_), ("index", np.int64), ("split", np.int8)):
@@ -284,6 +296,12 @@ def _write_npz(file, columns: dict[str, np.ndarray]) -> None:
                 np.lib.format.write_array(member, np.asarray(value), allow_pickle=False)
 
 
+# what numpy and zipfile raise for files that are no .npz, or broken inside
+_UNREADABLE = (
+    OSError, ValueError, TypeError, AttributeError, EOFError, zipfile.BadZipFile, zlib.error
+)  # fmt: skip
+
+
 def load_set(path: str | os.PathLike, require: Sequence[str] = ()) -> MoleculeSet:
     """Read a set written by `save_set`, or an .npz of your own with the same columns.
 
@@ -298,7 +316,7 @@ def load_set(path: str | os.PathLike, require: Sequence[str] = ()) -> MoleculeSe
             columns = {name: file[name] for name in file.files}
     except FileNotFoundError:
         raise
-    except (OSError, ValueError, zipfile.BadZipFile, EOFError, AttributeError) as error:
+    except _UNREADABLE as error:
         raise MoleculeError(f"{path}: not a readable .npz file ({error})") from error
     for name in ("n_atoms", "numbers", "positions"):
         if name not in columns:
@@ -306,20 +324,17 @@ def load_set(path: str | os.PathLike, require: Sequence[str] = ()) -> MoleculeSe
                 f"{path}: no field {name!r}; the file has: {', '.join(sorted(columns)) or 'none'}"
             )
     positions = columns["positions"]
-    if np.issubdtype(positions.dtype, np.integer):
-        if "position_unit" not in columns:
-            raise MoleculeError(f"{path}: integer positions need the field 'position_unit'")
-        positions = positions * float(columns["position_unit"])
     try:
-        numbers = columns["numbers"]
-        if ((numbers < 0) | (numbers > 255)).any():
-            raise MoleculeError("numbers holds values outside 1..255")
+        if np.issubdtype(positions.dtype, np.integer):
+            if "position_unit" not in columns:
+                raise MoleculeError("integer positions need the field 'position_unit'")
+            positions = positions * float(columns["position_unit"])
         return MoleculeSet(
             columns["n_atoms"],
-            numbers,
+            columns["numbers"],
             positions,
             {k.removeprefix("property:"): v for k, v in columns.items() if ":" in k},
             *(columns.get(name) for name in ("smiles", "index", "split")),
         ).check(require)
-    except MoleculeError as error:
+    except (TypeError, ValueError) as error:  # numpy's words for a column of another kind
         raise MoleculeError(f"{path}: {error}") from error
