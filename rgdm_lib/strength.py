@@ -74,27 +74,44 @@ def matching_strength(
     return low + (wanted - at_low) / (at_high - at_low) * (high - low)
 
 
-def _binary(reward: Tensor) -> bool:
-    return bool(((reward == 0) | (reward == 1)).all())
+def is_binary(reward: Tensor) -> bool:
+    """Whether the rewards (n,) that are a value are zeros and ones, both of them."""
+    return set(reward[has_value(reward)].unique().tolist()) == {0.0, 1.0}
 
 
-def reward_level(reward: Tensor) -> float:
-    """Mean of the rewards (n,) that are a value. Of zeros and ones the log-odds of a 1.
+def reward_level(reward: Tensor, binary: bool = False) -> float:
+    """Mean of the rewards (n,) that are a value. ``binary``: the log-odds of a 1 among 0 and 1.
 
     1 / tau moves a mean about in a line, and the log-odds of a share exactly. Half a sample is
-    added on either side, so that a share of 0 or 1 has log-odds too.
+    added on either side, so that a share of 0 or 1 has log-odds too. All levels that are compared
+    must be of one kind: ask ``is_binary`` of the reference, for samples may all be alike.
+
+    Raises:
+        ValueError: no reward is a value, or a binary one is neither 0 nor 1.
     """
     valued = reward[has_value(reward)].double()
     n, total = len(valued), float(valued.sum())
-    if _binary(valued):
-        return math.log((total + 0.5) / (n - total + 0.5))
-    return total / n
+    if n == 0:
+        raise ValueError(f"none of {len(reward)} rewards is finite: samples without a level")
+    if not binary:
+        return total / n
+    if not bool(((valued == 0) | (valued == 1)).all()):
+        raise ValueError(f"rewards from {valued.min():.4g} to {valued.max():.4g} are not 0 and 1")
+    return math.log((total + 0.5) / (n - total + 0.5))
 
 
-def payoff_level(target: Weighted) -> float:
-    """The ``reward_level`` of a payoff distribution."""
-    mean = torch.as_tensor(target.expectation(target.reward)).double()
-    return float(mean.logit() if _binary(target.reward[has_value(target.reward)]) else mean)
+def payoff_level(target: Weighted, binary: bool = False) -> float:
+    """The ``reward_level`` of a payoff distribution.
+
+    Raises:
+        ValueError: binary, and the rewards are not zeros and ones, both of them.
+    """
+    if not binary:
+        return float(torch.as_tensor(target.expectation(target.reward)).double())
+    if not is_binary(target.reward):
+        raise ValueError("these rewards are not zeros and ones, both of them: no odds to compare")
+    weight, one = target.log_weight.double(), target.reward == 1
+    return float(torch.logsumexp(weight[one], 0) - torch.logsumexp(weight[target.reward == 0], 0))
 
 
 def strength_for(

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from rgdm_lib.molecules import experiments, metrics, stability
+from rgdm_lib.molecules import metrics, stability
 from rgdm_lib.molecules.data import load_set
 from rgdm_lib.molecules.experiments import STRENGTHENED
 from rgdm_lib.molecules.model import load_model
@@ -109,10 +109,9 @@ def test_experiment_control_from_the_base_and_guided_from_the_control(tmp_path, 
     changed = {path.name for path in before if path.stat().st_mtime_ns != before[path]}
     assert all(name.startswith("stability_heavy7_seed1") for name in changed)  # the rest stays
     # 40 samples in 10 steps hold hardly a stable one: their levels are made up here
-    monkeypatch.setattr(experiments, "reward_level", lambda reward: next(levels))
-    monkeypatch.setattr(stability, "reward_level", lambda reward: next(levels))
+    monkeypatch.setattr(stability, "reward_level", lambda reward, binary: next(levels))
     aim = math.log(0.95 / 0.05)
-    levels = iter([0.0, aim - 1, aim + 2, aim + 0.3])  # base, guided, trials: a slope of 1 or so
+    levels = iter([0.0, aim - 1, aim + 2, aim + 0.3])  # control, guided, trials: a slope of 1 or so
     (path,) = stability.strengthen_stability("quick", tmp_path, seeds=(0,))
     assert path == tmp_path / stability.stability_name("guided", 0, ending=STRENGTHENED)
     further = 1 + 1.5 / (aim - 1)

@@ -742,13 +742,23 @@ def test_bounded_takes_samples_without_a_value_for_reward_0_and_refuses_less(mon
     gap = above(x0).isnan()
     assert bool((reward[gap] == 0).all() and (reward[~gap] > 0.4).all()) and bool(gap.any())
     assert math.isfinite(done.reward) and done.reward > 0.5
-    with pytest.raises(ValueError, match="must be 0 or more"):
-        next(bounded.fit(Steered(), DIFFUSION, sampler(400), 0.5, rounds=1))
-    with pytest.raises(ValueError, match="one finite at least"):
+    with pytest.raises(ValueError, match=r"must be 0 or more, and here one is -\d"):
+        next(bounded.fit(Steered(), DIFFUSION, sampler(400, with_gaps), 0.5, rounds=1))
+    with pytest.raises(ValueError, match="none of 9 rewards is finite"):
         none = sampler(9, lambda x: x[:, 0] / 0)
         next(bounded.fit(Steered(), DIFFUSION, none, 0.5, rounds=1))
     with pytest.raises(ValueError, match="tau = 0"):
         next(bounded.fit(Steered(), DIFFUSION, sampler(9), 0.0, rounds=1))
+
+
+def test_a_checkpoint_that_a_round_could_not_resume_from_is_refused(tmp_path):
+    """Round 2 would find round 1's finished run and train nothing."""
+    state = {"steps": 2, "checkpoint": tmp_path / "state.safetensors"}
+    for method, rounds in ((reward_weighted, 2), (tilt_matching, 2), (bounded, 1)):
+        with pytest.raises(ValueError, match="checkpoint"):
+            next(method.fit(Steered(), DIFFUSION, sampler(9), 1.0, rounds=rounds, **state))
+    (done,) = tilt_matching.fit(Steered(), DIFFUSION, sampler(9), 1.0, rounds=1, **state)
+    assert done.step == 2 and state["checkpoint"].exists()
 
 
 # ---- best of N ---------------------------------------------------------------------------

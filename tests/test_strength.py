@@ -9,6 +9,7 @@ from rgdm_lib.diffusion import Diffusion
 from rgdm_lib.payoff import Draw
 from rgdm_lib.schedules import cosine
 from rgdm_lib.strength import (
+    is_binary,
     matching_strength,
     payoff_level,
     reward_level,
@@ -98,12 +99,28 @@ def test_a_strength_is_a_number():
 
 def test_levels_are_means_or_log_odds():
     assert reward_level(torch.tensor([1.0, 2.0, 6.0, math.nan])) == 3
-    assert reward_level(torch.tensor([1.0, 1, 1, 0, math.nan])) == pytest.approx(0.8473, abs=1e-4)
-    assert reward_level(torch.ones(9)) == pytest.approx(2.9444, abs=1e-4)
+    some = torch.tensor([1.0, 1, 1, 0, math.nan])
+    assert reward_level(some, binary=True) == pytest.approx(0.8473, abs=1e-4)
+    assert reward_level(torch.ones(9), binary=True) == pytest.approx(2.9444, abs=1e-4)
+    assert reward_level(some) == 0.75 and reward_level(torch.ones(9)) == 1
     binary = Draw(torch.zeros(4), torch.tensor([1.0, 0.0, 0.0, 0.0]))
-    assert payoff_level(binary.weigh(0.5)) == pytest.approx(2 - math.log(3))  # odds 1/3 exp(1/tau)
+    for tau in (0.5, 0.02, 0.001):  # odds 1/3 exp(1 / tau), however cold
+        level = payoff_level(binary.weigh(tau), binary=True)
+        assert level == pytest.approx(1 / tau - math.log(3), rel=1e-6)
     mean = Draw(torch.zeros(2), torch.tensor([1.0, 3.0])).weigh(2 / math.log(3))  # odds of 3
     assert payoff_level(mean) == pytest.approx(2.5)
+
+
+def test_what_has_no_level_is_refused():
+    with pytest.raises(ValueError, match="none of 3 rewards is finite"):
+        reward_level(torch.full((3,), math.nan))
+    with pytest.raises(ValueError, match="rewards from -0.5 to 1 are not 0 and 1"):
+        reward_level(torch.tensor([1.0, -0.5]), binary=True)
+    for alike in (torch.ones(3), torch.tensor([0.0, 1.0, 0.5])):
+        assert not is_binary(alike)
+        with pytest.raises(ValueError, match="both of them"):
+            payoff_level(Draw(torch.zeros(3), alike).weigh(1.0), binary=True)
+    assert is_binary(torch.tensor([0.0, 1.0, math.nan]))
 
 
 def bent(asked):

@@ -99,10 +99,13 @@ def fit(
             the averaged network, and it is what is left in the end.
 
     Raises:
-        ValueError: tau is not above 0, rounds below 1, a reward is negative, or none is finite.
+        ValueError: tau is not above 0, rounds below 1, a reward is negative, or none is finite; or
+            a checkpoint, which would not know the samples of the round that it stopped in.
     """
     if not (tau > 0 and math.isfinite(tau)) or rounds < 1:
         raise ValueError(f"tau = {tau} must be finite and above 0, rounds = {rounds} 1 or more")
+    if "checkpoint" in trainer:
+        raise ValueError("no checkpoint here: a stopped run would go on with samples of p_ref")
     reference, learner = copy.deepcopy(denoiser).eval(), copy.deepcopy(denoiser)
     batches: Iterator[tuple[Tensor, Tensor]]
 
@@ -114,10 +117,12 @@ def fit(
     for _ in range(rounds):
         x0, reward = (draw := sampler(denoiser)).x0, draw.reward
         valued = has_value(reward)
-        if not bool(valued.any()) or bool((reward[valued] < 0).any()):
+        if not bool(valued.any()):
+            raise ValueError(f"none of {len(reward)} rewards is finite: nothing to learn from")
+        if bool((reward[valued] < 0).any()):
             raise ValueError(
-                "rewards must be 0 or more, and one finite at least: add a constant, which does not"
-                f" change the payoff distribution. Here: {reward.min():.3g} to {reward.max():.3g}"
+                f"rewards must be 0 or more, and here one is {float(reward[valued].min()):.4g}: add"
+                " a constant, which does not change the payoff distribution"
             )
         filled = torch.where(valued, reward, 0)
         even = (torch.randint(len(x0), (batch_size,)) for _ in itertools.count())

@@ -46,10 +46,12 @@ def fit(
     weights, and ``beta`` the total k / tau that a perfect fit would have reached.
 
     Raises:
-        ValueError: rounds below 1, or what ``rgdm.fit`` refuses.
+        ValueError: rounds below 1, several with a checkpoint, or what ``rgdm.fit`` refuses.
     """
     if rounds < 1:
         raise ValueError(f"rounds = {rounds}: one or more")
+    if rounds > 1 and "checkpoint" in options:
+        raise ValueError("a checkpoint belongs to one round: call fit with rounds = 1")
     step = evaluations = 0
     for k in range(rounds):
         (done,) = rgdm.fit(denoiser, diffusion, sampler, tau, rounds=1, **options)

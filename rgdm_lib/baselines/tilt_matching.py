@@ -94,10 +94,13 @@ def fit(
     Yields a ``rgdm.Round`` for each; ess and reward are those of the weighted pool.
 
     Raises:
-        ValueError: tau is not above 0, rounds below 1, or no reward is finite.
+        ValueError: tau is not above 0, rounds below 1, several with a checkpoint, or no reward is
+            finite.
     """
     if rounds < 1:
         raise ValueError(f"rounds = {rounds}: one or more")
+    if rounds > 1 and "checkpoint" in trainer:
+        raise ValueError("a checkpoint belongs to one round: call fit with rounds = 1")
     reference, draws = copy.deepcopy(denoiser).eval(), []
     for k in range(rounds):
         draws.append(sampler(reference))

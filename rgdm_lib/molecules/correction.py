@@ -38,8 +38,8 @@ from rgdm_lib.molecules.experiments import (
     load_if_shipped,
     output_folder,
     payoff_draw,
+    qed_level,
     sample_and_score,
-    stored_qed,
     targets,
     train_toward,
     write_scored,
@@ -47,7 +47,7 @@ from rgdm_lib.molecules.experiments import (
 from rgdm_lib.molecules.metrics import element_counts, size_weight
 from rgdm_lib.molecules.model import load_model
 from rgdm_lib.payoff import Draw, Weighted
-from rgdm_lib.strength import matching_strength, payoff_level, reward_level, strengthen
+from rgdm_lib.strength import matching_strength, payoff_level, strengthen
 
 KINDS = ("own", "corrected")
 # Both looked at on 800 samples: strengths 1.7, 3, 5 with MORE = 0; MORE = 0, 1 at strength 3
@@ -233,7 +233,7 @@ class _Corrected(NamedTuple):
         home, dataset = output_folder(preset, out), DATA[preset]
         base, guided = (load_fast(base_file(dataset), preset) for _ in range(2))
         own = load_fast(home / correction_name("own", dataset, ".safetensors"), preset)
-        level = reward_level(stored_qed(load_set(home / correction_name("corrected", dataset))))
+        level = qed_level(load_set(home / correction_name("corrected", dataset)))
         wanted, data = targets(payoff_draw("data", dataset)), load_qm9(dataset).part("train")
         return cls(preset, out, base, own, guided, level, wanted, data)
 
@@ -304,8 +304,8 @@ def guide_corrected(
             start.learn(share, seed, lr)
             noise = NOISE + len(SEEDS) * (seed + 1)
             start.sample(trial, share, noise, _strength_of(like))
-            tried = _strength_of(trial), reward_level(stored_qed(load_set(trial)))
-            line, aim = ((0.0, start.level), tried), payoff_level(start.wanted[share])
+            line = (0.0, start.level), (_strength_of(trial), qed_level(load_set(trial)))
+            aim = payoff_level(start.wanted[share])
             start.sample(path, share, noise + len(SEEDS) ** 2, matching_strength(line, aim))
         if (seed, share) == (0, CONTROL_AT):
             written.append(start.file(100, 0, GUIDED[0]))

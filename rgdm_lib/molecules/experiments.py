@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from rgdm_lib._data import data_path, data_root, read_manifest, write_manifest
 from rgdm_lib.diffusion import Denoiser
@@ -379,7 +379,7 @@ def strengthen_set(
     seed: int,
     n: int,
     levels: tuple[float, float, float],
-    reward: Callable[[MoleculeSet], Tensor],
+    level: Callable[[MoleculeSet], float],
 ) -> Path:
     """``sample_strengthened`` for molecules.
 
@@ -391,7 +391,7 @@ def strengthen_set(
         seed: training seed; the guided model's own set has its noise, others have other noise.
         n: samples of each set.
         levels: of the payoff, the reference and the guided model.
-        reward: of molecules, (n,).
+        level: of samples, as ``reward_level`` says it.
     """
     data = load_qm9(DATA[preset]).part("train")
 
@@ -401,14 +401,14 @@ def strengthen_set(
 
     def look(file: Path) -> tuple[float, float]:
         molecules = load_set(file)
-        return float(molecules.property("strength")[0]), reward_level(reward(molecules))
+        return float(molecules.property("strength")[0]), level(molecules)
 
     return sample_strengthened(path, out, levels, sample, look)
 
 
-def stored_qed(molecules: MoleculeSet) -> Tensor:
-    """The QED that a set was written with."""
-    return torch.from_numpy(molecules.property("qed"))
+def qed_level(molecules: MoleculeSet) -> float:
+    """``reward_level`` of the QED that a set was written with."""
+    return reward_level(torch.from_numpy(molecules.property("qed")))
 
 
 def strengthen_qed(
@@ -427,7 +427,7 @@ def strengthen_qed(
     """
     home, dataset = output_folder(preset, out), DATA[preset]
     base, guided = (load_fast(base_file(dataset), preset) for _ in range(2))
-    start = reward_level(stored_qed(load_set(base_file(dataset, "_samples.npz"))))
+    start = qed_level(load_set(base_file(dataset, "_samples.npz")))
     written = []
     for reference in references:
         wanted = targets(payoff_draw(reference, dataset))
@@ -440,11 +440,10 @@ def strengthen_qed(
             if path.exists():
                 continue
             guided.load_state_dict(load_model(weights)[0].state_dict())
-            own = reward_level(stored_qed(load_set(at_one)))
-            levels = payoff_level(wanted[share]), start, own
+            levels = payoff_level(wanted[share]), start, qed_level(load_set(at_one))
             n = GUIDED_SAMPLES[preset][share]
             sampler = functools.partial(strengthen, guided, base)
-            strengthen_set(preset, out, path, sampler, seed, n, levels, stored_qed)
+            strengthen_set(preset, out, path, sampler, seed, n, levels, qed_level)
     return written
 
 

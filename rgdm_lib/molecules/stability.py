@@ -153,6 +153,10 @@ def guide_stability(preset: str, out: Path, seeds: tuple = SEEDS, lr: float = 1e
     return written
 
 
+def _level(molecules: MoleculeSet) -> float:
+    return reward_level(judges.stability(molecules), binary=True)
+
+
 def strengthen_stability(preset: str, out: Path, seeds: tuple = SEEDS) -> list[Path]:
     """Samples of the guided models at the strength that brings their share to the payoff's.
 
@@ -165,7 +169,7 @@ def strengthen_stability(preset: str, out: Path, seeds: tuple = SEEDS) -> list[P
     """
     home, dataset, n = output_folder(preset, out), DATA[preset], SAMPLES[preset]
     networks = [load_fast(base_file(dataset), preset) for _ in KINDS]
-    aim = payoff_level(stability_targets(stability_draw(dataset))["guided"])
+    aim = payoff_level(stability_targets(stability_draw(dataset))["guided"], binary=True)
     written = []
     for seed in seeds:
         written.append(path := home / stability_name("guided", seed, dataset, STRENGTHENED))
@@ -176,8 +180,8 @@ def strengthen_stability(preset: str, out: Path, seeds: tuple = SEEDS) -> list[P
             weights = home / stability_name(kind, seed, dataset, ".safetensors")
             network.load_state_dict(load_model(weights)[0].state_dict())
             samples = load_set(home / stability_name(kind, seed, dataset))
-            levels.append(reward_level(judges.stability(samples)))
+            levels.append(_level(samples))
         control, guided = networks
         sampler = functools.partial(strengthen, guided, control)
-        strengthen_set(preset, out, path, sampler, seed, n, tuple(levels), judges.stability)
+        strengthen_set(preset, out, path, sampler, seed, n, tuple(levels), _level)
     return written

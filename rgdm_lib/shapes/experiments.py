@@ -46,7 +46,13 @@ from rgdm_lib.shapes.rewards import (
     stands,
     symmetry,
 )
-from rgdm_lib.strength import payoff_level, reward_level, sample_strengthened, strengthen
+from rgdm_lib.strength import (
+    is_binary,
+    payoff_level,
+    reward_level,
+    sample_strengthened,
+    strengthen,
+)
 from rgdm_lib.training import Trainer, load_tensors, muon, save_weights
 
 POINTS = {"quick": 64, "laptop": 512, "full": 2048}
@@ -450,7 +456,7 @@ def _strengthen(start: Start, home: Path, name: str, seed: int) -> Path:
     if path.exists():
         return path
     guided, (draw, tau) = _guided_network(start, name, seed), start.draw(name)
-    reward = reward_named(GUIDED[name]["reward"])
+    reward, binary = reward_named(GUIDED[name]["reward"]), is_binary(draw.reward)
 
     def sample(file: Path, k: int, strength: float) -> None:
         noise = seed + len(SEEDS) * k  # the guided model's own set has the seed's
@@ -458,14 +464,14 @@ def _strengthen(start: Start, home: Path, name: str, seed: int) -> Path:
         _score(clouds, file, start.preset, strength=strength)
 
     def level(clouds: Tensor) -> float:
-        return reward_level(reward(clouds))
+        return reward_level(reward(clouds), binary)
 
     def look(file: Path) -> tuple[float, float]:
         clouds, values = load_clouds(file)
         return float(values["strength"][0]), level(clouds)
 
     levels = (
-        payoff_level(draw.weigh(tau)),
+        payoff_level(draw.weigh(tau), binary),
         level(load_clouds(home / BASE_FILE)[0]),
         level(load_clouds(home / guided_name(name, seed))[0]),
     )
