@@ -4,6 +4,8 @@ import functools
 import hashlib
 from pathlib import Path
 
+from rgdm_lib._files import write_whole
+
 _PACKAGE = Path(__file__).resolve().parent
 MANIFEST = "SHA256SUMS"
 
@@ -73,5 +75,5 @@ def write_manifest(root: Path) -> int:
         and path.relative_to(root).parts[0] != "reference"
     )
     text = "".join(f"{sha256(root / name)}  {name}\n" for name in names)
-    (root / MANIFEST).write_text(text, encoding="utf-8")
+    write_whole(root / MANIFEST, text)
     return len(names)

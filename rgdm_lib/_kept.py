@@ -15,7 +15,13 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 def kept(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """What a file holds; made and written first if it is not there."""
+    """What a file holds; made and written first if it is not there.
+
+    Raises ValueError, naming the file, for one that holds no JSON.
+    """
     if not path.exists():
         write_json(path, make())
-    return json.loads(path.read_text())
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is no table ({error}): delete it to make it again") from error

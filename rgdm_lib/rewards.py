@@ -12,11 +12,14 @@ from rgdm_lib.payoff import Reward
 
 
 def _values(reward: Reward, batch: Any) -> Tensor:
-    """The values (B,) of a batch of B samples, or ValueError: one too few would broadcast."""
+    """The values (B,) of a batch of B samples, as floats: only these can say "no value".
+
+    ValueError for another number of values: one too few would broadcast.
+    """
     values = reward(batch)
     if values.shape != (len(batch),):
         raise ValueError(f"a reward gave {tuple(values.shape)} values for {len(batch)} samples")
-    return values
+    return values if values.is_floating_point() else values.float()
 
 
 def weighted_sum(*terms: tuple[float, Reward]) -> Reward:

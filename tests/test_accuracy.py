@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 
+from rgdm_lib._kept import kept
 from rgdm_lib import accuracy
 from rgdm_lib.diffusion import Diffusion
 from rgdm_lib.schedules import cosine
@@ -130,3 +131,11 @@ def test_an_edge_is_trained_longer_at_less_noise(tmp_path, monkeypatch):
     }
     for name, (steps, noise) in names.items():
         assert seen[name] == {"steps": steps, "batch": 64, "noise": noise}
+
+
+def test_a_table_that_was_cut_names_its_file(tmp_path):
+    path = tmp_path / "rgdm.json"
+    assert kept(path, lambda: {"a": 1}) == kept(path, lambda: {"a": 2}) == {"a": 1}
+    path.write_text("")
+    with pytest.raises(ValueError, match=r"rgdm.json is no table .*delete it"):
+        kept(path, lambda: {"a": 2})

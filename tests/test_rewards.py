@@ -35,6 +35,12 @@ def test_a_threshold_pays_at_the_bound_and_keeps_what_has_no_value():
     check(rewards.threshold(column(0), 0.5), [1.0, 0.0, 1.0, NO, NO])
 
 
+def test_measures_that_count_are_read_as_floats():
+    rings = torch.tensor([0, 1, 3])
+    assert rewards.threshold(lambda batch: batch, 1)(rings).tolist() == [0.0, 1.0, 1.0]
+    assert rewards.between(lambda batch: batch > 0, 0.5, 2)(rings).tolist() == [-0.5, 0.0, 0.0]
+
+
 @pytest.mark.parametrize(("low", "high", "value"), [(1, 2, 0), (2, 3, -0.5), (0.5, 1, -0.5)])
 def test_a_range(low, high, value):
     reward = rewards.between(column(0), low, high)
