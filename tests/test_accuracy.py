@@ -6,8 +6,8 @@ import math
 import pytest
 import torch
 
-from rgdm_lib._kept import kept
 from rgdm_lib import accuracy
+from rgdm_lib._kept import kept
 from rgdm_lib.diffusion import Diffusion
 from rgdm_lib.schedules import cosine
 from rgdm_lib.worlds.sampling import sampler_of
