@@ -1343,7 +1343,8 @@ Some thousand rewards, and the result must be a plain model: rgdm.
   rgdm: {floors_at("rgdm", 5000)} at 5,000, {floors("rgdm")} at 20,000; the sampler costs what it cost before
 Many temperatures or wishes with one training: a network that reads the reward.
   conditional: {floors("conditional")}, if the rewards to ask for are drawn from the payoff's
-Samples of the reference never meet the reward (an effective sample size near 1): temper (section 5), or go on-policy.
+Samples of the reference never meet the reward (an effective sample size near 1): temper (section 5), or go on-policy. Not tested here;
+at an effective share of 10 %:
   {", ".join(f"{name}: {floors(name)}" for name, m in rivals.items() if m["kind"] == "policy")}
 Never: iterate weights without their correction.
   reward_weighted: {floors("reward_weighted")} after the second round, {nearest_first:.1f} to {furthest_first:.1f} after the first""")
