@@ -208,8 +208,9 @@ def test_what_is_wrong_with_a_shapenet_folder_is_said(shapenet):
         data.load_shapenet(root / "none", "plane", "test")
     with pytest.raises(ValueError, match="no part 'validation'"):
         data.load_shapenet(root, "chair", "validation")
-    with pytest.raises(ValueError, match="points = 6000: this part of a file has 5000"):
-        data.load_shapenet(root, "chair", "test", 6000)
+    for points in (6000, 0, -5):  # the last would reach into the other part
+        with pytest.raises(ValueError, match=f"points = {points}: this part of a file has 1 to"):
+            data.load_shapenet(root, "chair", "test", points)
     good = (shapenet / "b.npy").read_bytes()
     for content, told in ((good[:1000], "b.npy is truncated"), (b"x", "b.npy is truncated")):
         (shapenet / "b.npy").write_bytes(content)
@@ -219,7 +220,29 @@ def test_what_is_wrong_with_a_shapenet_folder_is_said(shapenet):
         (np.zeros((10_005, 3)), r"b.npy holds an array \(10005, 3\).*or at most 5 points"),
         (np.zeros((15_000, 2)), r"b.npy holds an array \(15000, 2\)"),
         (np.full((15_000, 3), np.nan), "b.npy has coordinates that are not finite"),
+        (np.full((15_000, 3), 1e39), "b.npy has coordinates that are not finite"),
+        (np.full((15_000, 3), "x"), "b.npy holds <U1, no array of numbers"),
+        (np.full((15_000, 3), 1j), "b.npy holds complex128, no array of numbers"),
     ):
         np.save(shapenet / "b.npy", cloud)
         with pytest.raises(ValueError, match=told):
             data.load_shapenet(root, "chair", "test", 7)
+
+
+def test_a_collection_of_arrays_is_refused_and_what_macos_leaves_is_not_read(shapenet):
+    root = shapenet.parents[1]
+    (shapenet / "._a.npy").write_bytes(b"no array")
+    assert len(data.load_shapenet(root, "chair", "test", 7)) == 2
+    np.savez(shapenet / "b.npz", np.zeros((15_000, 3)))
+    (shapenet / "b.npz").rename(shapenet / "b.npy")
+    with pytest.raises(ValueError, match="b.npy holds NpzFile, no array of numbers"):
+        data.load_shapenet(root, "chair", "test", 7)
+
+
+def test_unknown_classes_and_clouds_without_extent_are_refused():
+    with pytest.raises(ValueError, match="no class 'sofa'; there are chair, plane, table"):
+        data.shapes("train", 1, 8, ("chair", "sofa"))
+    with pytest.raises(ValueError, match="no class 'plane'; there are chair$"):
+        data.shapes("train", 1, 8, ("chair",)).of("plane")
+    with pytest.raises(ValueError, match="all points of cloud 1 are one"):
+        data.to_bounding_box(torch.stack([torch.randn(4, 3), torch.ones(4, 3)]))

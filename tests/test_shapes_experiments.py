@@ -2,6 +2,7 @@
 
 import shutil
 
+import numpy as np
 import pytest
 import torch
 
@@ -23,7 +24,7 @@ from rgdm_lib.shapes.model import (
     training_times,
 )
 from rgdm_lib.shapes.rewards import standing_margin, symmetry
-from rgdm_lib.training import load_tensors
+from rgdm_lib.training import load_tensors, save_tensors
 from rgdm_lib.worlds.mixtures import GaussianMixture
 
 NORM = Normalisation(torch.tensor([0.0, 0.0, 1.0]), torch.tensor([1.0, 2.0, 0.5]), "by hand")
@@ -154,6 +155,36 @@ def test_clouds_come_back_rounded_and_diverged_ones_are_cut(tmp_path):
     assert torch.isfinite(back).all() and float(back[3, 0, 2]) == pytest.approx(-65.534)
     with pytest.raises(ValueError, match=r"margin of shape \(3,\)"):
         save_clouds(tmp_path / "d.npz", clouds, margin=torch.zeros(3))
+
+
+def test_files_that_hold_no_clouds_or_network_are_refused(tmp_path):
+    save_clouds(tmp_path / "c.npz", torch.randn(4, 9, 3))
+    whole = (tmp_path / "c.npz").read_bytes()
+    (tmp_path / "cut.npz").write_bytes(whole[: len(whole) // 2])
+    np.savez(tmp_path / "other.npz", x=np.zeros(3))
+    for name in ("cut.npz", "other.npz"):
+        with pytest.raises(ValueError, match=f"{name} is no file of save_clouds"):
+            load_clouds(tmp_path / name)
+    save_tensors(tmp_path / "x.safetensors", {"x": torch.ones(2)}, {})
+    for load in (load_model, load_classifier):
+        with pytest.raises(ValueError, match=r"x.safetensors: its metadata has no network"):
+            load(tmp_path / "x.safetensors")
+    with pytest.raises(ValueError, match="n = 0: one cloud or more"):
+        sample_clouds(lambda x, t, c: x, NORM, 0)
+
+
+@pytest.mark.parametrize(
+    ("run", "what"),
+    [
+        (experiments.guide, "model"),
+        (experiments.strengthen_guided, "model"),
+        (rivals.compare, "rival"),
+    ],
+)
+def test_a_name_that_there_is_not_is_refused_before_anything_is_trained(run, what, tmp_path):
+    with pytest.raises(ValueError, match=f"no {what} 'stedy': choose from"):
+        run("quick", tmp_path, ("stands", "stedy")[what == "rival" :])
+    assert not list(tmp_path.iterdir())
 
 
 def test_classifiers_learn_from_parts_of_their_own(tmp_path, monkeypatch):

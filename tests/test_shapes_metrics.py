@@ -128,6 +128,10 @@ def test_jsd():
     assert metrics.jsd(node, node + 0.4 * step) == 0 and metrics.jsd(node, node + 0.6 * step) == 1
     with pytest.raises(ValueError, match="samples reach beyond the sphere of radius 0.5"):
         metrics.jsd(left * 2, left)
+    clouds = np.random.default_rng(0).normal(size=(100, 9, 3)).astype(np.float32)
+    for cloud in clouds:  # scaled to the sphere in float32: rounding may not push it out
+        scaled = cloud[None] / (2 * np.linalg.norm(cloud, axis=1).max())
+        assert metrics.jsd(scaled, scaled) == 0
 
 
 @pytest.mark.parametrize(

@@ -73,6 +73,22 @@ def test_class_logit_is_the_log_odds_of_the_class():
         assert torch.allclose(reward, p[:, k].log(), atol=1e-5)
 
 
+def test_a_class_that_the_classifier_does_not_have_is_refused():
+    for index in (-1, 3):
+        reward = rewards.class_logit(lambda clouds: torch.zeros(len(clouds), 3), index)
+        with pytest.raises(ValueError, match=f"no class {index}: the classifier knows 0 to 2"):
+            reward(torch.randn(4, 9, 3))
+
+
+@pytest.mark.parametrize("reward", [rewards.stands, rewards.connected, rewards.symmetry])
+def test_a_cloud_that_is_not_finite_has_no_value_and_the_others_have(reward):
+    clouds = torch.randn(3, 20, 3, generator=torch.Generator().manual_seed(0))
+    alone = reward(clouds)
+    clouds[1, 4, 2] = torch.nan
+    assert reward(clouds)[[0, 2]].tolist() == alone[[0, 2]].tolist()
+    assert bool(reward(clouds)[1].isnan())
+
+
 def test_proportion():
     cloud = torch.tensor([[[0.0, 0, 0], [3.0, 9, 2]]])
     assert float(rewards.proportion(cloud)) == pytest.approx(1.5)

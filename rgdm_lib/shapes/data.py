@@ -50,7 +50,9 @@ class ShapeSet:
         return len(self.points)
 
     def of(self, kind: str) -> Tensor:
-        """The clouds (n, N, 3) of one class."""
+        """The clouds (n, N, 3) of one class; ValueError for one that there is not."""
+        if kind not in self.classes:
+            raise ValueError(f"no class {kind!r}; there are {', '.join(self.classes)}")
         return self.points[self.label == self.classes.index(kind)]
 
 
@@ -68,6 +70,9 @@ def shapes(
     """
     if part not in PARTS:
         raise ValueError(f"no part {part!r}; there are {', '.join(PARTS)}")
+    unknown = [kind for kind in classes if kind not in parametric.CLASSES]
+    if unknown:
+        raise ValueError(f"no class {unknown[0]!r}; there are {', '.join(parametric.CLASSES)}")
     clouds, label, parameters = [], [], {}
     for k, kind in enumerate(classes):
         stream = 1000 * PARTS.index(part) + parametric.CLASSES.index(kind)
@@ -156,9 +161,16 @@ class Normalisation:
 
 
 def to_bounding_box(clouds: Tensor) -> Tensor:
-    """``shape_bbox`` (Luo & Hu 2021): each cloud's bounding box centred, its longest side 2."""
+    """``shape_bbox`` (Luo & Hu 2021): each cloud's bounding box centred, its longest side 2.
+
+    Raises:
+        ValueError: a cloud without extent: all its points are one.
+    """
     low, high = clouds.amin(1, keepdim=True), clouds.amax(1, keepdim=True)
-    return (clouds - (low + high) / 2) / ((high - low).amax(2, keepdim=True) / 2)
+    side = (high - low).amax(2, keepdim=True)
+    if bool((side == 0).any()):
+        raise ValueError(f"all points of cloud {int((side == 0).flatten().nonzero()[0])} are one")
+    return (clouds - (low + high) / 2) / (side / 2)
 
 
 def to_global_unit(clouds: Tensor, training: Normalisation) -> Tensor:
@@ -198,13 +210,14 @@ def load_shapenet(root: str | Path, kind: str, part: str, points: int = 2048) ->
 
     Raises:
         FileNotFoundError: no such folder; what the root does hold is said.
-        ValueError: no such part, or a file that is truncated, has too few points or a NaN (named).
+        ValueError: no such part or number of points, or a file that is truncated, no array of
+            numbers, has too few points or a NaN (named).
     """
     if part not in ("train", "val", "test"):
         raise ValueError(f"no part {part!r}: PointFlow's are train, val and test")
     root = Path(root)
     folder = root / SYNSETS.get(kind, kind) / part
-    files = sorted(folder.glob("*.npy"))
+    files = sorted(file for file in folder.glob("*.npy") if not file.name.startswith("."))
     if not files:
         there = sorted(f.name for f in root.iterdir() if f.is_dir()) if root.is_dir() else []
         raise FileNotFoundError(
@@ -212,8 +225,8 @@ def load_shapenet(root: str | Path, kind: str, part: str, points: int = 2048) ->
             f" give the folder that holds synset ids such as {SYNSETS['chair']} (chair)"
         )
     first, last = (0, 10_000) if part == "train" else (10_000, 15_000)
-    if points > last - first:
-        raise ValueError(f"points = {points}: this part of a file has {last - first}")
+    if not 0 < points <= last - first:
+        raise ValueError(f"points = {points}: this part of a file has 1 to {last - first}")
     clouds = []
     for file in files:
         try:
@@ -222,14 +235,18 @@ def load_shapenet(root: str | Path, kind: str, part: str, points: int = 2048) ->
             raise ValueError(
                 f"{file} is truncated or no array ({reason}): copy it again"
             ) from reason
+        if not isinstance(cloud, np.ndarray) or cloud.dtype.kind not in "fiu":
+            kind = getattr(cloud, "dtype", type(cloud).__name__)
+            raise ValueError(f"{file} holds {kind}, no array of numbers: save the points alone")
         if cloud.ndim != 2 or cloud.shape[1] != 3 or len(cloud) < first + points:
             raise ValueError(
                 f"{file} holds an array {cloud.shape}, wanted (15000, 3): use the files of"
                 f" ShapeNetCore.v2.PC15k, or at most {max(0, len(cloud) - first)} points"
             )
-        cloud = cloud[first : first + points]
+        with np.errstate(over="ignore"):  # a number too large for float32 is refused below
+            cloud = cloud[first : first + points].astype(np.float32)
         if not np.isfinite(cloud).all():
             raise ValueError(f"{file} has coordinates that are not finite: remove or copy it again")
-        clouds.append(torch.from_numpy(cloud.astype(np.float32)))
+        clouds.append(torch.from_numpy(cloud))
     turned = torch.stack(clouds)
     return torch.stack([turned[..., 0], -turned[..., 2], turned[..., 1]], -1)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -385,6 +385,13 @@ def _rgdm(start: Start, name: str, seed: int) -> Made:
     return start.sample(guided, seed), {}
 
 
+def require_known(what: str, names: tuple, known: Iterable[str]) -> None:
+    """ValueError for a name that there is not: before anything is trained, not after."""
+    for name in names:
+        if name not in known:
+            raise ValueError(f"no {what} {name!r}: choose from {', '.join(known)}")
+
+
 def make_sets(
     preset: str, out: Path, names: tuple, seeds: tuple, make: Callable[[Start, str, int], Made]
 ) -> list[Path]:
@@ -412,13 +419,17 @@ def guide(
     The reference is the law of the parametric shapes, by those that the base was trained on: their
     payoff distribution is known. That of ``own_samples`` is the base's, by those that ship. A
     training that was stopped goes on.
+
+    Raises:
+        ValueError: an unknown model.
     """
+    require_known("model", models, GUIDED)
     return make_sets(preset, out, models, seeds, _rgdm)
 
 
-def checkpoint_weights(path: Path, prefix: str = "ema.module.") -> dict[str, Tensor]:
-    """Weights in a checkpoint of ``Trainer``: the average's, or those behind another prefix."""
-    tensors, _ = load_tensors(path)
+def _average_of(checkpoint: Path) -> dict[str, Tensor]:
+    """The averaged weights in a checkpoint of ``Trainer``."""
+    prefix, (tensors, _) = "ema.module.", load_tensors(checkpoint)
     return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
 
@@ -432,7 +443,7 @@ def _guided_network(start: Start, name: str, seed: int) -> SetDenoiser:
                 " the folder that it trained in (its own is runs/shapes-rgdm/PRESET)"
             )
     network = copy.deepcopy(start.network)
-    network.load_state_dict(checkpoint_weights(checkpoint))
+    network.load_state_dict(_average_of(checkpoint))
     return fast(network.eval(), start.preset)
 
 
@@ -445,8 +456,9 @@ def strengthen_guided(
 
     Raises:
         FileNotFoundError: the guided model's weights are not in ``out``, or its set is not there.
-        ValueError: the guided model is no better than the base, or the reward does not rise.
+        ValueError: an unknown model, one no better than the base, or the reward does not rise.
     """
+    require_known("model", models, GUIDED)
     home, start = _home(preset, out), Start.load(preset, out)
     return [_strengthen(start, home, name, seed) for seed, name in itertools.product(seeds, models)]
 

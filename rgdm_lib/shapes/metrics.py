@@ -166,7 +166,7 @@ GRID = 28
 
 
 def _occupancy(clouds: np.ndarray, name: str) -> np.ndarray:
-    if np.linalg.norm(clouds, axis=2).max() > 0.5 + 1e-9:
+    if np.linalg.norm(clouds, axis=2).max() > 0.5 * (1 + 1e-6):  # scaled in float32
         raise ValueError(
             f"{name} reach beyond the sphere of radius 0.5, where JSD is taken: scale both sets by"
             " one factor first (clouds in [-1, 1] to a quarter)"

@@ -7,6 +7,8 @@ own unit.
 from __future__ import annotations
 
 import os
+import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -130,7 +132,12 @@ def sample_clouds(
         cond: (n, c) for a denoiser that reads a condition.
         bf16: matrix products in bfloat16 where the hardware has it.
         progress: show progress.
+
+    Raises:
+        ValueError: n is below 1.
     """
+    if n < 1:
+        raise ValueError(f"n = {n}: one cloud or more")
     diffusion, times, clouds = shape_diffusion(), sampling_times(steps), []
     bar = tqdm(total=n, disable=not progress, mininterval=2.0, unit="cloud")
     for first in range(0, n, batch):
@@ -153,13 +160,27 @@ def save_model(
     save_weights(path, network, details | {"normalisation": stored})
 
 
+def _load(path: str | Path, *more: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    tensors, metadata = load_tensors(path)
+    for name in ("network", *more):
+        if name not in metadata:
+            raise ValueError(
+                f"{path}: its metadata has no {name}. Is it a checkpoint? Weights to load are those"
+                " that the finished training writes"
+            )
+    return tensors, metadata
+
+
 def load_model(path: str | Path | None = None) -> tuple[SetDenoiser, Normalisation, dict[str, Any]]:
     """A shipped denoiser in float32, ready to sample from, its normalisation and metadata.
 
     Args:
         path: a file of ``save_model``; default: the shipped base model.
+
+    Raises:
+        ValueError: a file of tensors that holds no denoiser, a checkpoint for one.
     """
-    tensors, metadata = load_tensors(data_path(BASE) if path is None else path)
+    tensors, metadata = _load(data_path(BASE) if path is None else path, "normalisation")
     network = SetDenoiser(shape_diffusion().schedule.alpha_bar, **metadata["network"])
     network.load_state_dict({name: value.float() for name, value in tensors.items()})
     stored = metadata["normalisation"]
@@ -173,8 +194,11 @@ def load_classifier(path: str | Path | None = None) -> PointNet:
     Args:
         path: a file of ``training.save_weights``; default: the shipped classifier that gives
             rewards. The judge is at ``data_path(JUDGE)``.
+
+    Raises:
+        ValueError: a file of tensors that holds no classifier, a checkpoint for one.
     """
-    tensors, metadata = load_tensors(data_path(CLASSIFIER) if path is None else path)
+    tensors, metadata = _load(data_path(CLASSIFIER) if path is None else path)
     network = PointNet(**metadata["network"])
     network.load_state_dict({name: value.float() for name, value in tensors.items()})
     return network.eval()
@@ -206,7 +230,16 @@ def save_clouds(path: Path, clouds: Tensor, **values: Tensor) -> None:
 
 
 def load_clouds(path: str | Path) -> tuple[Tensor, dict[str, Tensor]]:
-    """Clouds (n, N, 3) float32 and the numbers (n,) of each, as ``save_clouds`` wrote them."""
-    with np.load(path, allow_pickle=False) as file:
-        values = {k: torch.from_numpy(file[k]) for k in file.files if k not in ("points", "unit")}
-        return torch.from_numpy(file["points"].astype(np.float32) * file["unit"]), values
+    """Clouds (n, N, 3) float32 and the numbers (n,) of each, as ``save_clouds`` wrote them.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is cut, or not one of ``save_clouds``.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            columns = {name: file[name] for name in file.files}
+        points = columns.pop("points").astype(np.float32) * columns.pop("unit")
+    except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, AttributeError) as error:
+        raise ValueError(f"{path} is no file of save_clouds, or is cut ({error})") from error
+    return torch.from_numpy(points), {k: torch.from_numpy(v) for k, v in columns.items()}

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from rgdm_lib.payoff import Reward
-from rgdm_lib.rewards import between, weighted_sum
+from rgdm_lib.rewards import between, threshold, weighted_sum
 
 __all__ = [
     "between",
@@ -59,8 +59,8 @@ def standing_margin(clouds: Tensor, sole: float = 0.12, directions: int = 120) -
 
 
 def stands(clouds: Tensor) -> Tensor:
-    """1 for a shape that stands, 0 for one that falls, (B,)."""
-    return (standing_margin(clouds) >= 0).to(clouds.dtype)
+    """1 for a shape that stands, 0 for one that falls, (B,); NaN for a cloud that is not finite."""
+    return threshold(standing_margin, 0.0)(clouds)
 
 
 def _nearest(a: Tensor, b: Tensor) -> Tensor:
@@ -83,12 +83,17 @@ def class_logit(classifier: Callable[[Tensor], Tensor], index: int) -> Reward:
     Args:
         classifier: clouds (B, N, 3) -> (B, classes) logits of a softmax.
         index: of the class.
+
+    Raises:
+        ValueError: when called, an index that the classifier does not have.
     """
 
     @torch.no_grad()
     def reward(clouds: Tensor) -> Tensor:
         _check(clouds)
         logits = classifier(clouds)
+        if not 0 <= index < logits.shape[1]:
+            raise ValueError(f"no class {index}: the classifier knows 0 to {logits.shape[1] - 1}")
         others = torch.cat([logits[:, :index], logits[:, index + 1 :]], 1)
         return logits[:, index] - others.logsumexp(1)
 
@@ -115,11 +120,12 @@ def proportion(clouds: Tensor) -> Tensor:
 def connected(clouds: Tensor, reach: float = 0.25) -> Tensor:
     """Share of the points in the largest piece, (B,), where points nearer than ``reach`` connect.
 
-    The pieces are found by spreading the smallest label over neighbours until nothing changes.
+    NaN for a cloud that is not finite. The pieces are found by spreading the smallest label over
+    neighbours until nothing changes.
     """
     _check(clouds)
-    near = torch.cdist(clouds, clouds) < reach
     n = clouds.shape[1]
+    near = (torch.cdist(clouds, clouds) < reach) | torch.eye(n, dtype=bool, device=clouds.device)
     label = torch.arange(n, device=clouds.device).expand(len(clouds), n)
     while True:
         spread = label[:, None].expand(-1, n, -1).masked_fill(~near, n).amin(2)
@@ -129,4 +135,5 @@ def connected(clouds: Tensor, reach: float = 0.25) -> Tensor:
         label = spread
     count = torch.zeros(len(clouds), n, dtype=clouds.dtype, device=clouds.device)
     count.scatter_add_(1, label, torch.ones_like(clouds[..., 0]))
-    return count.amax(1) / n
+    finite = clouds.isfinite().flatten(1).all(1)
+    return (count.amax(1) / n).masked_fill(~finite, math.nan)

@@ -37,9 +37,9 @@ from rgdm_lib.shapes.experiments import (
     WANTED,
     Made,
     Start,
-    checkpoint_weights,
     fast,
     make_sets,
+    require_known,
     reward_named,
 )
 from rgdm_lib.shapes.model import (
@@ -208,7 +208,7 @@ def _ddpo(start: Start, name: str, seed: int) -> Made:
     In float32: a ratio multiplies the errors of all coordinates.
     """
     setting, reward = DDPO[start.preset], _Counted(start, name)
-    net, state = fast(copy.deepcopy(start.network), start.preset), start.checkpoint(name, seed)
+    net = fast(copy.deepcopy(start.network), start.preset)
     options = dict(setting)
     points = options.pop("points")
     for done in policy_gradient.fit(
@@ -221,11 +221,10 @@ def _ddpo(start: Start, name: str, seed: int) -> Made:
         clip_ratio=0.1,
         normalise=True,
         lr=1e-4,
-        checkpoint=state,
+        checkpoint=start.checkpoint(name, seed),
         config={"model": name, "seed": seed, **setting},
     ):
         print(f"{name}, round {done.step // DDPO_BATCHES}: reward {done.reward:.4g}", flush=True)
-    net.load_state_dict(checkpoint_weights(state, "model.net."))
     return start.sample(net.eval(), seed), {"evaluations": setting["rounds"] * setting["n"]}
 
 
@@ -245,7 +244,12 @@ def compare(
     rivals: tuple = tuple(RIVALS),
     seeds: tuple = SEEDS,
 ) -> list[Path]:
-    """The rivals' sets of samples, see ``RIVALS``; a training that was stopped goes on."""
+    """The rivals' sets of samples, see ``RIVALS``; a training that was stopped goes on.
+
+    Raises:
+        ValueError: an unknown rival.
+    """
+    require_known("rival", rivals, RIVALS)
 
     def make(start: Start, name: str, seed: int) -> Made:
         return KINDS[name.rpartition("_")[0]](start, name, seed)
