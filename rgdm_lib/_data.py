@@ -70,7 +70,7 @@ def write_manifest(root: Path) -> int:
         for path in root.rglob("*")
         if path.is_file()
         and path.name != MANIFEST
-        and path.suffix not in (".md", ".part")
+        and path.suffix not in (".md", ".part", ".tmp")
         and not any(part.startswith(".") for part in path.relative_to(root).parts)
         and path.relative_to(root).parts[0] != "reference"
     )

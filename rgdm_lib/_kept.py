@@ -1,7 +1,7 @@
 """Results of long experiments: one JSON file each, made once."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -25,3 +25,10 @@ def kept(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         return json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is no table ({error}): delete it to make it again") from error
+
+
+def require_known(what: str, names: Iterable, known: Iterable) -> None:
+    """ValueError for a name that there is not: before anything is trained, not after."""
+    for name in names:
+        if name not in known:
+            raise ValueError(f"no {what} {name!r}: choose from {', '.join(map(str, known))}")

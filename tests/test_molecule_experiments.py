@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from rgdm_lib._data import data_path
-from rgdm_lib.molecules import experiments
+from rgdm_lib.molecules import correction, experiments, longer, properties
 from rgdm_lib.molecules.data import encode, load_qm9, load_set, save_set
 from rgdm_lib.molecules.model import (
     BASE_SAMPLES,
@@ -75,6 +75,26 @@ def test_batches_follow_the_weights():
     assert batch.shape == (5, 14, 9)
     positions = torch.from_numpy(molecules.subset([chosen]).of_size(14)[0])
     torch.testing.assert_close(batch[:, :, :3], positions.expand(5, -1, -1), atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("run", "asked", "message"),
+    [
+        (experiments.guide_qed, {"references": ("dat",)}, "no reference 'dat': choose from data"),
+        (experiments.strengthen_qed, {"references": ("dat",)}, "no reference 'dat'"),
+        (experiments.strengthen_qed, {"shares": (100,)}, "no share 100: choose from 80, 40, 10"),
+        (experiments.redraw_qed, {"share": 50}, "no share 50: choose from 100, 80, 40, 10"),
+        (longer.guide_longer, {"share": 50}, "no share 50"),
+        (correction.guide_corrected, {"shares": (40, 30)}, "no share 30"),
+        (properties.target_properties, {"properties": ("mu", "homo")}, "no property 'homo'"),
+    ],
+)
+def test_a_name_that_there_is_not_is_refused_before_anything_is_trained(
+    run, asked, message, tmp_path
+):
+    with pytest.raises(ValueError, match=message):
+        run("quick", tmp_path, **asked)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,18 @@ def test_linear_reward_is_the_tilt_with_these_means():
     assert reward[1] - reward[0] == pytest.approx(math.log(3))
     with pytest.raises(ValueError, match="no weights of these 200 samples"):
         correction.linear_reward(coin[:, None], torch.tensor([1.2]), strata)
+    with pytest.raises(ValueError, match="means of shape"):
+        correction.linear_reward(coin[:, None].expand(-1, 2), torch.tensor([0.8]), strata)
+
+
+@pytest.mark.parametrize("mean", [2.5, 4.0, 5.5])
+def test_linear_reward_finds_means_far_out_in_the_samples_range(mean):
+    """Full steps of Newton's method overshoot there."""
+    generator = torch.Generator().manual_seed(0)
+    features = torch.empty(2000, 1).exponential_(generator=generator)
+    assert float(features.max()) > 6
+    reward = correction.linear_reward(features, torch.tensor([mean]), torch.zeros(2000))
+    assert float(reward.softmax(0) @ features.double()[:, 0]) == pytest.approx(mean, abs=1e-6)
 
 
 def test_the_samples_to_get_away_from_are_off_by_more_than_the_base():
@@ -106,7 +118,7 @@ def test_the_correction_goes_on_after_the_parts_that_are_there(tmp_path, monkeyp
     monkeypatch.setattr(correction, "guide_set", lambda *_: None)
     monkeypatch.setattr(correction, "sample_and_score", sample)
     _, corrected = correction.correct_base("quick", tmp_path)
-    parts = [f"base_heavy7_corrected_samples_part{k}.npz" for k in range(3)]
+    parts = [f"base_heavy7_corrected_samples_strength3_part{k}.npz" for k in range(3)]
     assert [(name, n) for name, _, n in drawn] == list(zip(parts, (16, 16, 8), strict=True))
     assert len({seed for _, seed, _ in drawn}) == 3
     whole = load_set(corrected)

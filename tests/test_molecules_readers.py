@@ -162,3 +162,14 @@ def test_properties_of_an_xyz_comment_keep_their_names_and_quoted_values(tmp_pat
     assert {k: v.tolist() for k, v in found.properties.items()} == {
         "homo-lumo": [7.0], "E": [-3.5], "gap": [0.25]
     }  # fmt: skip
+
+
+def test_an_sdf_without_its_hydrogens_is_refused(tmp_path):
+    molecule = Chem.AddHs(Chem.MolFromSmiles("CCO"))
+    AllChem.EmbedMolecule(molecule, randomSeed=0)
+    for own, name in ((molecule, "whole.sdf"), (Chem.RemoveHs(molecule), "bare.sdf")):
+        with Chem.SDWriter(str(tmp_path / name)) as writer:
+            writer.write(own)
+    assert read_molecules(tmp_path / "whole.sdf").n_atoms.tolist() == [9]
+    with pytest.raises(MoleculeError, match=r"bare.sdf: molecule 0: numbers lacks 6 hydrogens"):
+        read_molecules(tmp_path / "bare.sdf")

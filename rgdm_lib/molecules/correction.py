@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from rgdm_lib._data import data_path
+from rgdm_lib._kept import require_known
 from rgdm_lib.diffusion import Denoiser
 from rgdm_lib.molecules.data import ELEMENTS, MoleculeSet, load_qm9, load_set
 from rgdm_lib.molecules.experiments import (
@@ -46,7 +47,7 @@ from rgdm_lib.molecules.experiments import (
 )
 from rgdm_lib.molecules.metrics import element_counts, size_weight
 from rgdm_lib.molecules.model import load_model
-from rgdm_lib.payoff import Draw, Weighted
+from rgdm_lib.payoff import Draw, Weighted, check_sizes
 from rgdm_lib.strength import matching_strength, payoff_level, strengthen
 
 KINDS = ("own", "corrected")
@@ -109,7 +110,7 @@ def linear_reward(features: Tensor, means: Tensor, strata: Tensor) -> Tensor:
     """The reward, linear in the features, whose payoff at tau = 1 has these means, strata kept.
 
     Of all laws with these means it is the nearest to the samples' (Csiszar 1975, I-projection).
-    Newton's method on its convex dual.
+    Newton's method on its convex dual, each step halved until the dual falls.
 
     Args:
         features: (n, k).
@@ -119,9 +120,16 @@ def linear_reward(features: Tensor, means: Tensor, strata: Tensor) -> Tensor:
     Returns (n,) float64.
 
     Raises:
-        ValueError: no weights give these means.
+        ValueError: no weights give these means, or there is not one for each feature.
     """
-    features = features.double()
+    check_sizes(features.shape[1], means=means)
+    features, groups = features.double(), [strata == stratum for stratum in strata.unique()]
+
+    def dual(multiplier: Tensor) -> Tensor:
+        reward = features @ multiplier
+        parts = [here.double().mean() * reward[here].logsumexp(0) for here in groups]
+        return torch.stack(parts).sum() - means.double() @ multiplier
+
     multiplier = torch.zeros(features.shape[1], dtype=torch.float64)
     for _ in range(50):
         reward = features @ multiplier
@@ -130,12 +138,14 @@ def linear_reward(features: Tensor, means: Tensor, strata: Tensor) -> Tensor:
         if miss.abs().max() < 1e-8:
             return reward
         inside = torch.zeros_like(features)
-        for stratum in strata.unique():
-            here = strata == stratum
+        for here in groups:
             w = weight[here] / weight[here].sum()
             inside[here] = features[here] - w @ features[here]
         covariance = inside.T @ (weight[:, None] * inside)
-        multiplier = multiplier + torch.linalg.lstsq(covariance, miss).solution
+        step, before = torch.linalg.lstsq(covariance, miss).solution, dual(multiplier)
+        while bool(step.isfinite().all()) and dual(multiplier + step) > before + 1e-12:
+            step = step / 2
+        multiplier = multiplier + step
         if not multiplier.isfinite().all():
             break
     raise ValueError(
@@ -190,7 +200,7 @@ def correct_base(
         data, away = load_qm9(dataset).part("train"), strengthen(base, own, strength)
         parts = []
         for k, first in enumerate(range(0, n["corrected"], PART)):
-            parts.append(out / f"{corrected.stem}_part{k}.npz")
+            parts.append(out / f"{corrected.stem}_strength{strength:g}_part{k}.npz")
             if not parts[-1].exists():
                 noise, count = NOISE + PART_NOISE * k, min(PART, n["corrected"] - first)
                 sample_and_score(away, parts[-1], preset, noise, count, data, strength=strength)
@@ -288,7 +298,9 @@ def guide_corrected(
 
     Raises:
         FileNotFoundError: there is no strength to try: see the command in the message.
+        ValueError: an unknown share.
     """
+    require_known("share", shares, GUIDED_SAMPLES[preset])
     start, written = _Corrected.load(preset, out), []
     for seed, share in itertools.product(seeds, shares):
         trial, path = (start.file(share, seed, ending) for ending in GUIDED)

@@ -21,6 +21,7 @@ import torch
 from torch import nn
 
 from rgdm_lib._data import data_path, data_root, read_manifest, write_manifest
+from rgdm_lib._kept import require_known
 from rgdm_lib.diffusion import Denoiser
 from rgdm_lib.hardware import bf16_pays, device_for, place
 from rgdm_lib.in_parts import InParts
@@ -351,7 +352,11 @@ def guide_qed(
     weights; the reward evaluations are those of the reference.
 
     Each network is written with a set of its samples. A set that is there is not made again.
+
+    Raises:
+        ValueError: an unknown reference.
     """
+    require_known("reference", references, REFERENCES)
     setting, home, dataset = GUIDANCE[preset], output_folder(preset, out), DATA[preset]
     network = load_fast(base_file(dataset), preset)
     base = copy.deepcopy(network.state_dict())
@@ -423,8 +428,11 @@ def strengthen_qed(
     A set that is there is not made again, see ``strengthen_set``.
 
     Raises:
-        ValueError: a guided model whose mean QED is not above the base's, or does not rise.
+        ValueError: a guided model whose mean QED is not above the base's, or does not rise; an
+            unknown reference or share.
     """
+    require_known("reference", references, REFERENCES)
+    require_known("share", shares, SHARES[1:])
     home, dataset = output_folder(preset, out), DATA[preset]
     base, guided = (load_fast(base_file(dataset), preset) for _ in range(2))
     start = qed_level(load_set(base_file(dataset, "_samples.npz")))
@@ -452,7 +460,11 @@ def redraw_qed(preset: str, out: Path, share: int = 40, n: int = 300) -> list[Pa
 
     Once by the base and once by the guided model of the data reference, seed 0; n for each of
     ``REDRAW_TIMES``, with property t.
+
+    Raises:
+        ValueError: an unknown share.
     """
+    require_known("share", (share,), SHARES)
     n, dataset = (8 if preset == "quick" else n), DATA[preset]
     wanted = targets(payoff_draw("data", dataset))[share]
     weights = guided_name("data", share, 0, dataset, ".safetensors")

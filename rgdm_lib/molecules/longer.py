@@ -14,10 +14,12 @@ from pathlib import Path
 from torch import nn
 
 from rgdm_lib._data import data_path
+from rgdm_lib._kept import require_known
 from rgdm_lib.molecules.data import MoleculeSet, load_qm9, load_set, save_set
 from rgdm_lib.molecules.experiments import (
     DATA,
     GUIDANCE,
+    SHARES,
     base_file,
     guided_name,
     load_fast,
@@ -51,7 +53,11 @@ def guide_longer(preset: str, out: Path, share: int = 40, lr: float = 1e-3) -> l
     """Train from the base toward the payoff at this effective share in %; write what was seen.
 
     Samples on the way have one noise, so that the looks differ by the network alone.
+
+    Raises:
+        ValueError: an unknown share.
     """
+    require_known("share", (share,), SHARES)
     home, dataset, n = output_folder(preset, out), DATA[preset], SAMPLES[preset]
     weights, looks, end = (
         home / longer_name(share, dataset, ending)

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from rgdm_lib._kept import require_known
 from rgdm_lib.diffusion import Denoiser
 from rgdm_lib.molecules import judges
 from rgdm_lib.molecules.data import MoleculeSet, load_set
@@ -185,7 +186,11 @@ def target_properties(
     and the guided model both start from the conditional one and train equally long on its samples:
     in equal weights, and at the temperature of 40 % effective samples. Each network is written
     with a set of its samples, and what is there is not made again.
+
+    Raises:
+        ValueError: an unknown property.
     """
+    require_known("property", properties, UNITS)
     network = fast(load_model(base_file(DATA[preset]))[0].conditional(1), preset)
     untrained = copy.deepcopy(network.state_dict())
     written, command = [], command_line("molecules-property", preset)

@@ -236,7 +236,7 @@ def load_full() -> MoleculeSet:
     """All of QM9 with EDM's split, from the cache, made there on first use (under a minute)."""
     path = _cached()
     if not path.exists():
-        save_set(path, with_edm_split(read(os.environ.get("RGDM_QM9_WHEEL"))))
+        save_set(path, with_edm_split(read(os.environ.get("RGDM_QM9_WHEEL") or None)))
     try:
         return load_set(path)
     except MoleculeError as error:

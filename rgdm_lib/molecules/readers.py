@@ -115,7 +115,8 @@ def _read_xyz(text: str) -> list[_Molecule]:
                 ) from None
             numbers.append(_atomic_number(symbol, f"{label}: numbers of atom {k}"))
         comment = lines[at + 1]
-        fields = dict(re.findall(r'([^\s="]+)="?([^\s"]+)', comment))
+        pairs = re.findall(r'([^\s="]+)=(?:"([^"]*)"|([^\s"]+))', comment)
+        fields = {name: quoted or plain for name, quoted, plain in pairs}
         found.append((numbers, np.array(positions), _numbers(fields)))
         at += 2 + n
     return found
@@ -131,6 +132,13 @@ def _read_sdf(text: str) -> list[_Molecule]:
         label = f"molecule {i}"
         if molecule is None:
             raise _sdf_fault(supplier.GetItemText(i), label)
+        molecule.UpdatePropertyCache(strict=False)
+        missing = sum(atom.GetTotalNumHs() for atom in molecule.GetAtoms())
+        if missing and molecule.GetNumBonds():  # without bonds nothing says what is missing
+            raise MoleculeError(
+                f"{label}: numbers lacks {missing} hydrogens that its bonds leave open: add them"
+                " with Chem.AddHs(molecule, addCoords=True)"
+            )
         numbers = [
             _atomic_number(atom.GetSymbol(), f"{label}: numbers of atom {atom.GetIdx()}")
             for atom in molecule.GetAtoms()

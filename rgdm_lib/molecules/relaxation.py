@@ -12,6 +12,7 @@ resumed. It needs the package tblite (extra ``physics``).
 from __future__ import annotations
 
 import functools
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -20,19 +21,22 @@ import torch
 from rgdm_lib._data import data_path, data_root, write_manifest
 from rgdm_lib._kept import kept
 from rgdm_lib.molecules import judges
-from rgdm_lib.molecules.data import MoleculeSet, load_qm9, load_set, save_set
+from rgdm_lib.molecules.data import POSITION_UNIT, MoleculeSet, load_qm9, load_set, save_set
 from rgdm_lib.molecules.experiments import (
     DATA,
     GUIDANCE,
     SEEDS,
+    STRENGTHENED,
     base_file,
     guide_set,
     guided_name,
     load_fast,
     load_guided,
+    load_if_shipped,
     output_folder,
     sample_and_score,
 )
+from rgdm_lib.molecules.stability import stability_name
 from rgdm_lib.payoff import Draw, Weighted, temperature_for_ess
 from rgdm_lib.strength import matching_strength, payoff_level, reward_level, strengthen
 
@@ -45,7 +49,9 @@ SHARE = 40  # effective sample size in % of the samples with a value
 POOL = {"quick": 40, "laptop": 4000, "full": 10_000}  # of the reference: the reward evaluations
 SAMPLES = {"quick": 10, "laptop": 1000, "full": 10_000}
 PART = 250  # molecules between two files of energies
-KINDS = ("real", "base", "control", "control_of_data", "guided", "strengthened")
+KINDS = (
+    "real", "base", "control", "control_of_data", "guided", "strengthened", "rewarded_for_stability"
+)  # fmt: skip
 
 
 def relaxation_name(
@@ -65,6 +71,7 @@ def relaxation_name(
         "control_of_data": f"control_of_data_seed{seed}",
         "guided": f"seed{seed}",
         "strengthened": f"seed{seed}_strengthened",
+        "rewarded_for_stability": f"rewarded_for_stability_seed{seed}",
     }[kind]
     return f"relaxation_{dataset}_{middle}{ending}"
 
@@ -86,13 +93,22 @@ def relaxation_target(base: MoleculeSet) -> Weighted:
     return draw.weigh(temperature_for_ess(draw.reward, SHARE / 100, draw.strata))
 
 
+def _content(molecules: MoleculeSet) -> str:
+    """A digest of which atoms are where, as a file will have them."""
+    steps = np.rint(molecules.positions / POSITION_UNIT).astype(np.int32)
+    columns = molecules.n_atoms, molecules.numbers, steps
+    return hashlib.sha256(b"".join(column.tobytes() for column in columns)).hexdigest()
+
+
 def write_energies(molecules: MoleculeSet, path: Path, out: Path) -> MoleculeSet:
     """Compute the relaxation energies by all models and write the set with them.
 
-    Energies lie in ``out``, ``PART`` molecules a file: what is there is not computed again.
+    Energies lie in ``out``, ``PART`` molecules a file: what is there of the same molecules is not
+    computed again.
     """
     if path.exists() and COLUMNS.keys() <= (there := load_set(path)).properties.keys():
-        return there
+        if _content(there) == _content(molecules):
+            return there
     by_column = {name: judges.relaxation_energy(method) for name, method in COLUMNS.items()}
 
     def values(part: MoleculeSet) -> dict[str, list[float]]:
@@ -102,7 +118,8 @@ def write_energies(molecules: MoleculeSet, path: Path, out: Path) -> MoleculeSet
     for first in range(0, len(molecules), PART):
         part = molecules.subset(range(first, min(first + PART, len(molecules))))
         print(f"energies of {path.stem}: {first} of {len(molecules)}", flush=True)
-        of_part = kept(out / f"{path.stem}_energies_{first}.json", functools.partial(values, part))
+        name = f"{path.stem}_energies_{first}_{_content(part)[:8]}.json"
+        of_part = kept(out / name, functools.partial(values, part))
         for name in COLUMNS:
             found[name] += of_part[name]
     scored = molecules.with_properties(**{n: np.array(v, "float32") for n, v in found.items()})
@@ -118,7 +135,8 @@ def guide_relaxation(preset: str, out: Path, seeds: tuple = SEEDS, lr: float = 1
     The control, from which RGDM starts, is that of the QED experiment: trained the same way on
     the base's samples that have a value, which are the same here. Two rows say what its own samples
     cost: the control of real molecules, trained as long on those, and held-out molecules
-    themselves. A set that is there is not made again.
+    themselves. Samples of the model rewarded for stability are judged as well, where they ship. A
+    set that is there is not made again.
     """
     home, dataset = output_folder(preset, out), DATA[preset]
 
@@ -136,6 +154,9 @@ def guide_relaxation(preset: str, out: Path, seeds: tuple = SEEDS, lr: float = 1
         path = home / relaxation_name("guided", seed, dataset)
         for kind, reference in (("control", "model"), ("control_of_data", "data")):
             energies_of(kind, seed, load_guided(reference, 100, seed, dataset).subset(range(n)))
+        rewarded = load_if_shipped(stability_name("guided", seed, dataset, STRENGTHENED))
+        if rewarded is not None:
+            energies_of("rewarded_for_stability", seed, rewarded.subset(range(n)))
         weights = guided_name("model", 100, seed, dataset, ".safetensors")
         network = load_fast(data_path(f"molecules/{weights}"), preset)
         config = {"seed": seed, "share": SHARE, "batch": GUIDANCE[preset]["batch"]}

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from rgdm_lib._kept import require_known
 from rgdm_lib.baselines import (
     classifier_guidance,
     conditional,
@@ -309,9 +310,7 @@ def compare(
     Raises:
         ValueError: an unknown rival.
     """
-    for rival in rivals:
-        if rival not in RIVALS:
-            raise ValueError(f"no rival {rival!r}: choose from {', '.join(RIVALS)}")
+    require_known("rival", rivals, RIVALS)
     start, written = _Start(preset, out, lr), []
     for seed in seeds:
         for rival in rivals:

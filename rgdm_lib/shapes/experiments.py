@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from rgdm_lib import rgdm
 from rgdm_lib._data import data_path, data_root, read_manifest, write_manifest
+from rgdm_lib._kept import require_known
 from rgdm_lib.diffusion import Denoiser
 from rgdm_lib.hardware import bf16_pays, device_for, place
 from rgdm_lib.payoff import Draw, Reward, temperature_for_ess
@@ -383,13 +384,6 @@ def _rgdm(start: Start, name: str, seed: int) -> Made:
     )
     list(rounds)
     return start.sample(guided, seed), {}
-
-
-def require_known(what: str, names: tuple, known: Iterable[str]) -> None:
-    """ValueError for a name that there is not: before anything is trained, not after."""
-    for name in names:
-        if name not in known:
-            raise ValueError(f"no {what} {name!r}: choose from {', '.join(known)}")
 
 
 def make_sets(

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from rgdm_lib import stepwise
+from rgdm_lib._kept import require_known
 from rgdm_lib.baselines import (
     classifier_guidance,
     conditional,
@@ -39,7 +40,6 @@ from rgdm_lib.shapes.experiments import (
     Start,
     fast,
     make_sets,
-    require_known,
     reward_named,
 )
 from rgdm_lib.shapes.model import (
