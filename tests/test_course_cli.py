@@ -3,6 +3,7 @@
 import contextlib
 import importlib.metadata
 import importlib.util
+import inspect
 import json
 import os
 import shutil
@@ -54,6 +55,7 @@ def broken_copy(folder, tmp_path, text, replacement):
         (["--seed", "9" * 5000], "--seed must be from 0 to 2^63 - 1"),
         (["-p", "SCAEL", "1"], "no parameter 'SCAEL'; it has PRESET, SEED, OUT_DIR, SCALE"),
         (["-p", "SCALE", "big"], "is of type float, got 'big'"),
+        (["-p", "SCALE", "{[]: 1}"], "is of type float, got '{[]: 1}'"),
         (["-p", "SCALE", "-big"], "expected 2 arguments"),
         (["-p", "SEED", "1"], "use --seed"),
         (["--colour", "red"], "unrecognized arguments: --colour"),
@@ -443,8 +445,10 @@ def test_check_names_problems(course, tmp_path, capsys):
     assert "definition" in capsys.readouterr().out
 
 
-def test_build_for_a_class(course, tmp_path, capsys):
+def test_build_for_a_class(course, example_folder, tmp_path, capsys):
     assert course("build", "--no-solutions") == 2
+    assert course("build", "--no-solutions", "--to", str(example_folder)) == 2
+    assert "these are the course's own" in capsys.readouterr().err
     assert course("build", "--no-solutions", "--to", str(tmp_path)) == 0
     text = (tmp_path / f"{NAME}.ipynb").read_text()
     assert "Solution of exercise" not in text and "return 2 * x" not in text
@@ -487,4 +491,4 @@ def test_experiment(tmp_path, capsys, monkeypatch):
 
 def test_registered_experiments_exist():
     for name in experiments.EXPERIMENTS:
-        assert {"preset", "out"} <= set(experiments.load(name).__code__.co_varnames)
+        assert {"preset", "out"} <= set(inspect.signature(experiments.load(name)).parameters)

@@ -65,6 +65,7 @@ BREAKING = [
     (guards.parameters, edit("SEED = 0", "SEED = int('0')")),
     (guards.parameters, edit("SEED = 0", "SEED = 1")),
     (guards.parameters, edit("SEED = 0", "import os")),
+    (guards.parameters, edit("SEED = 0", "SEED = (0")),
     (guards.parameters, edit("SEED = 0\n", "")),
     (guards.parameters, lambda nb: find(nb, "SEED = 0").metadata.update(tags=[])),
     (guards.no_errors, put("settings.n", ERROR)),

@@ -163,6 +163,8 @@ def _build(arguments: argparse.Namespace) -> int:
         raise Refused("--no-solutions needs --to DIR: the notebooks of the course keep theirs")
     chosen = _sources(arguments)
     target = arguments.to or _notebook_folder(arguments)
+    if arguments.no_solutions and target.resolve() == _notebook_folder(arguments).resolve():
+        raise Refused(f"--no-solutions --to {target}: these are the course's own, give another DIR")
     _require_writable(target)
     failed = []
     for name, path in chosen.items():
@@ -260,7 +262,7 @@ def _stale(notebooks: list[Path], folder: Path) -> list[tuple[Path, str, list[in
     for notebook in notebooks:
         for path in sorted(folder.glob(f"{notebook.stem}.*.json")):
             record = _or_refused(claims.read_reference, path)
-            if record["code"] != _or_refused(code_hash, notebook):
+            if record.get("code") != _or_refused(code_hash, notebook):
                 found.append((notebook, record["preset"], record["seeds"]))
     return found
 
@@ -430,7 +432,7 @@ def _typed(text: str, default: object, what: str) -> object:
         return text
     try:
         value = ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, TypeError):
         value = text
     if isinstance(default, float) and type(value) is int:
         return float(value)

@@ -89,7 +89,11 @@ def parameters(nb: NotebookNode) -> list[str]:
 def parameter_values(source: str) -> dict[str, object]:
     """Names and values of a parameters cell; ValueError unless it holds literals only."""
     values = {}
-    for statement in ast.parse(source).body:
+    try:
+        statements = ast.parse(source).body
+    except SyntaxError as error:
+        raise ValueError(f"parameters cell: line {error.lineno}: {error.msg}") from None
+    for statement in statements:
         simple = (
             isinstance(statement, ast.Assign)
             and len(statement.targets) == 1
