@@ -111,16 +111,29 @@ def test_experiment_control_from_the_base_and_guided_from_the_control(tmp_path, 
     # 40 samples in 10 steps hold hardly a stable one: their levels are made up here
     monkeypatch.setattr(stability, "reward_level", lambda reward, binary: next(levels))
     aim = math.log(0.95 / 0.05)
-    levels = iter([0.0, aim - 1, aim + 2, aim + 0.3])  # control, guided, trials: a slope of 1 or so
+    levels = iter([aim - 2, 0.5, 0.0])  # base, guided, control
+    with pytest.raises(StopIteration):  # no level of the trial: stopped after it
+        stability.strengthen_stability("quick", tmp_path, seeds=(0,))
+    (trial,) = tmp_path.glob("*_trial.npz")
+    assert load_set(trial).property("strength") == pytest.approx(np.full(40, 4.0), rel=1e-3)
+    made = trial.stat().st_mtime_ns
+    levels = iter([aim - 2, 0.5, 0.0, aim - 1])  # the trial went half as far as it should
     (path,) = stability.strengthen_stability("quick", tmp_path, seeds=(0,))
+    assert trial.stat().st_mtime_ns == made
     assert path == tmp_path / stability.stability_name("guided", 0, ending=STRENGTHENED)
-    further = 1 + 1.5 / (aim - 1)
-    slope = 3 / (further - 1)
-    assert load_set(path).property("strength") == pytest.approx(
-        np.full(40, 1 + 1 / slope - 0.3 / slope), rel=1e-3
-    )
-    own = load_set(paths[1]).n_atoms.tolist()
-    trials = [load_set(tmp_path / f"{path.stem}_trial{k}.npz").n_atoms.tolist() for k in (0, 1)]
-    fresh = load_set(path).n_atoms.tolist()
-    assert trials[0] == own and sorted(trials[1]) != sorted(own)
-    assert sorted(fresh) != sorted(own) and sorted(fresh) != sorted(trials[1])
+    assert load_set(path).property("strength") == pytest.approx(np.full(40, 8.0), rel=1e-3)
+    sizes = [sorted(load_set(file).n_atoms.tolist()) for file in (paths[1], trial, path)]
+    assert len(set(map(tuple, sizes))) == 3  # noise of its own for each
+    levels = iter([aim - 2, -0.1, 0.0])
+    path.unlink()
+    with pytest.raises(ValueError, match="log-odds of a stable molecule -0.1 of the guided model"):
+        stability.strengthen_stability("quick", tmp_path, seeds=(0,))
+
+
+def test_the_difference_of_guided_model_and_control_is_added_to_the_base():
+    """Gaussians of one width: what both learned wrongly falls out, the reward's shift is left."""
+    base, guided, control = (lambda x, t, cond=None, k=k: x - k for k in (0.0, 1.7, 1.2))
+    x = torch.randn(5, 2)
+    for strength in (0.0, 1.0, 3.0):
+        denoiser = stability.toward_stable(guided, control, base, strength)
+        torch.testing.assert_close(denoiser(x, torch.ones(5)), x - 0.5 * strength)

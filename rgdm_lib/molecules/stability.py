@@ -13,13 +13,15 @@ import copy
 import functools
 import math
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from rgdm_lib._data import data_path
+from rgdm_lib.diffusion import Denoiser
 from rgdm_lib.molecules import judges
-from rgdm_lib.molecules.data import MoleculeSet, load_set
+from rgdm_lib.molecules.data import MoleculeSet, load_qm9, load_set
 from rgdm_lib.molecules.experiments import (
     DATA,
     GUIDANCE,
@@ -29,12 +31,12 @@ from rgdm_lib.molecules.experiments import (
     guide_set,
     load_fast,
     output_folder,
-    strengthen_set,
+    sample_and_score,
 )
 from rgdm_lib.molecules.guiding import equal_weights
 from rgdm_lib.molecules.model import load_model
 from rgdm_lib.payoff import Draw, Weighted, _bisect, has_value
-from rgdm_lib.strength import payoff_level, reward_level, strengthen
+from rgdm_lib.strength import matching_strength, payoff_level, reward_level
 
 WANTED = 0.95  # the payoff's own share of stable molecules
 KINDS = ("control", "guided")
@@ -157,31 +159,61 @@ def _level(molecules: MoleculeSet) -> float:
     return reward_level(judges.stability(molecules), binary=True)
 
 
-def strengthen_stability(preset: str, out: Path, seeds: tuple = SEEDS) -> list[Path]:
-    """Samples of the guided models at the strength that brings their share to the payoff's.
+def toward_stable(guided: Denoiser, control: Denoiser, base: Denoiser, strength: float) -> Denoiser:
+    """The base plus ``strength`` times what the reward alone has taught: three evaluations a step.
 
-    The denoiser is eps_control + s (eps_guided - eps_control): both learned from the base's own
-    samples, so that what this costs them falls out of the difference, which the reward alone made.
-    A set that is there is not made again, see ``experiments.strengthen_set``.
+    eps_base + strength (eps_guided - eps_control). Guided model and control were trained on the
+    base's own samples and make its mistakes once more; that falls out of their difference. If each
+    had learned its target but for the same mistakes, strength 1 would be the payoff's denoiser.
+    """
+
+    def eps(x_t: Tensor, t: Tensor, cond: Any = None) -> Tensor:
+        learned = guided(x_t, t, cond) - control(x_t, t, cond)
+        return base(x_t, t, cond) + strength * learned
+
+    return eps
+
+
+def strengthen_stability(preset: str, out: Path, seeds: tuple = SEEDS) -> list[Path]:
+    """Samples of ``toward_stable`` at the strength that brings their share to the payoff's.
+
+    One trial says how far a strength goes from the base: that at which the log-odds would be the
+    payoff's if the difference did as much from there as from the control. On the line from the
+    base through the trial lies the strength of the fresh samples that are written. A trial or set
+    that is there is not made again.
 
     Raises:
         ValueError: a guided model that is not stable more often than its control.
     """
     home, dataset, n = output_folder(preset, out), DATA[preset], SAMPLES[preset]
-    networks = [load_fast(base_file(dataset), preset) for _ in KINDS]
-    aim = payoff_level(stability_targets(stability_draw(dataset))["guided"], binary=True)
-    written = []
+    networks = [load_fast(base_file(dataset), preset) for _ in range(3)]
+    draw, data = stability_draw(dataset), load_qm9(dataset).part("train")
+    aim = payoff_level(stability_targets(draw)["guided"], binary=True)
+    start, written = reward_level(draw.reward, binary=True), []
     for seed in seeds:
         written.append(path := home / stability_name("guided", seed, dataset, STRENGTHENED))
         if path.exists():
             continue
-        levels = [aim]
-        for kind, network in zip(KINDS, networks, strict=True):
+        for kind, network in zip(("guided", "control"), networks, strict=False):
             weights = home / stability_name(kind, seed, dataset, ".safetensors")
             network.load_state_dict(load_model(weights)[0].state_dict())
-            samples = load_set(home / stability_name(kind, seed, dataset))
-            levels.append(_level(samples))
-        control, guided = networks
-        sampler = functools.partial(strengthen, guided, control)
-        strengthen_set(preset, out, path, sampler, seed, n, tuple(levels), _level)
+        guided, control = (
+            _level(load_set(home / stability_name(kind, seed, dataset)))
+            for kind in ("guided", "control")
+        )
+        if guided <= control:
+            raise ValueError(
+                f"seed {seed}: log-odds of a stable molecule {guided:.3g} of the guided model,"
+                f" {control:.3g} of its control: no strength helps. Train longer"
+            )
+        trial = out / f"{path.stem}_trial{path.suffix}"
+
+        def sample(file: Path, noise: int, strength: float) -> None:
+            denoiser = toward_stable(*networks, strength)
+            sample_and_score(denoiser, file, preset, noise, n, data, strength=strength)
+
+        if not trial.exists():
+            sample(trial, seed + len(SEEDS), (aim - start) / (guided - control))
+        tried = float(load_set(trial).property("strength")[0]), _level(load_set(trial))
+        sample(path, seed + 2 * len(SEEDS), matching_strength(((0.0, start), tried), aim))
     return written
