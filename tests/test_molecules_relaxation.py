@@ -58,6 +58,22 @@ def test_energies_are_computed_once_in_parts(tmp_path, monkeypatch):
     assert len(relaxation.write_energies(_some(15), path, tmp_path)) == 15
 
 
+def test_energies_are_those_of_the_molecules(tmp_path, monkeypatch):
+    """Other molecules under the same name, with the set there and with its parts only."""
+    monkeypatch.setattr(judges, "relaxation_energy", _by_size)
+    path, some = tmp_path / "set_samples.npz", _some(12)
+    other = some.subset(range(11, -1, -1))
+    assert other.n_atoms.tolist() != some.n_atoms.tolist()
+    for rest in (False, True):
+        relaxation.write_energies(some, path, tmp_path)
+        if rest:
+            path.unlink()
+        found = relaxation.write_energies(other, path, tmp_path)
+        energy = found.property("relaxation_gfn2")
+        there = np.isfinite(energy)
+        assert energy[there] == pytest.approx(other.n_atoms[there] / 100) and there.sum() == 8
+
+
 def test_the_payoff_is_of_lower_energy_and_keeps_the_sizes():
     molecules = _some(300)
     energy = np.random.default_rng(0).exponential(0.02, 300).astype("float32")
@@ -119,10 +135,14 @@ def test_experiment_from_the_control_judged_by_all_models(tmp_path):
     paths = relaxation.guide_relaxation("quick", tmp_path, seeds=(0,))
     assert [path.name for path in paths] == [
         f"relaxation_heavy7_{kind}_samples.npz"
-        for kind in ("base", "real", "control_seed0", "control_of_data_seed0", "seed0")
-    ]
-    base, real, control, control_of_data, guided = sets = [load_set(path) for path in paths]
-    assert [len(s) for s in sets] == [40, 10, 10, 10, 10]
+        for kind in (
+            "base", "real", "control_seed0", "control_of_data_seed0",
+            "rewarded_for_stability_seed0", "seed0",
+        )
+    ]  # fmt: skip
+    base, real, control, control_of_data, rewarded, guided = sets = [load_set(p) for p in paths]
+    assert [len(s) for s in sets] == [40, 10, 10, 10, 10, 10]
+    assert np.isfinite(rewarded.property("relaxation_gfn2")).sum() >= 7
     assert set(real.split) <= {1, 2}  # none that the base was trained on
     for molecules in (base, real, control, control_of_data):
         stable = judges.stability(molecules) == 1

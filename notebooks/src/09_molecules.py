@@ -64,7 +64,7 @@ from rgdm_lib._data import data_path
 from rgdm_lib.baselines import best_of_n
 from rgdm_lib.course import exercises, notebook, widgets
 from rgdm_lib.molecules import (bonds, correction, data, experiments, longer, metrics, model, relaxation, rewards,
-                                rivals, views)  # fmt: skip
+                                rivals, stability, views)  # fmt: skip
 
 run = notebook.start("09_molecules", PRESET, SEED, OUT_DIR)
 settings = run.settings(
@@ -298,9 +298,9 @@ print(f"{ok.sum()} of {len(ok)} samples ended stable; the first such is drawn")
 # \sqrt{1 - \frac{\bar\alpha_t}{\bar\alpha_s}} .
 # $$
 #
-# For an exact denoiser and a *fixed* $\eta$ the law of the samples becomes right as the steps shrink. How
-# many steps are enough? Take a law whose exact denoiser is known, a plain Gaussian, and compute how wide
-# its samples come out.
+# (The code cuts $\sigma$ at $\sqrt{1-\bar\alpha_s}$, where the second root would turn negative. At $\eta = 3$ that happens in a third to a half of the
+# steps, and there $\eta$ is no longer fixed.) For an exact denoiser and a *fixed* $\eta$ the law of the samples becomes right as the steps shrink. How
+# many steps are enough? Take a law whose exact denoiser is known, a plain Gaussian, and compute how wide its samples come out.
 #
 # **Predict.** An early version of this course used $\eta = 3$ with 100 steps: on its first base model
 # that doubled the stable molecules, from 31 to 65 %. Is more noise a free gift?
@@ -333,7 +333,7 @@ run.figure(
     fig,
     "a_cold_sampler",
     alt="Width of the samples over the true width against the number of steps, for two Gaussians. With "
-    "eta 1 it is within 2 percent of one from 150 steps on; with eta 3 it stays far below.",
+    "eta 1 it is within 2 percent of one from 200 steps on; with eta 3 it is 0.72 and 0.82 at 100 steps and still outside the band at 400.",
     see="the grey band is 2 %. With eta = 3 the samples huddle around the likely: a cold sampler.",
 )
 neutral = {sd: width(1.0, model.SAMPLING_STEPS, sd) for sd in (0.5, 1.4)}
@@ -343,10 +343,9 @@ assert all(abs(w - 1) <= 0.02 for w in neutral.values())
 
 # %% [markdown]
 # More noise acts like a temperature below 1. Fewer bonds are off, and what is rare gets rarer. A model
-# trained on such samples, and sampled the same way, is cooled twice. So all samples of this course, for
-# pools, training and judging, come from **one neutral sampler**: $\eta = 1$, 200 steps spaced
-# quadratically, within 2 % of the right width on exact Gaussians and mixtures (the tests hold it there).
-# Stability that only a cold sampler gives is not the network's.
+# trained on such samples, and sampled the same way, is cooled twice. So all sets of molecules that ship, for pools, training and judging, come from
+# **one neutral sampler**: $\eta = 1$, 200 steps spaced quadratically, within 2 % of the right width on exact Gaussians and mixtures (the tests hold it
+# there). Stability that only a cold sampler gives is not the network's.
 #
 # ### When is a generated molecule good?
 #
@@ -363,9 +362,10 @@ assert all(abs(w - 1) <= 0.02 for w in neutral.values())
 # would be stable with probability $s^{14}$ if atoms failed independently: 0.93 gives 0.36.
 #
 # The other columns: *valid*, RDKit accepts the molecule with these bonds; *connected*, it is in one
-# piece; *unique*, distinct molecules over valid ones; *memorisation*, the median distance to the
-# nearest training molecule, over the same for held-out molecules. Memorisation near 0 means copies;
-# near 1 means as new as data never seen.
+# piece; *unique*, distinct molecules over valid ones; *memorisation*, the median distance to the nearest training molecule of the same formula (root
+# mean square difference of the sorted interatomic distances), over the same for held-out molecules. At 1 samples are as far away as molecules never
+# seen, at 0 they are copies. But 1 is not the aim: four in five molecules of heavy7 are training molecules, so a perfect model of heavy7 would score 0.
+# Read a fall together with the held-out molecules that are found.
 
 # %%
 samples = data.load_set(data_path(model.BASE_SAMPLES))
@@ -422,9 +422,9 @@ run.metric("base_recovered_held_out", made["recovered_held_out"], "1", n,
            f"occur among the samples; {how}", ceiling=made["recovered_train"])  # fmt: skip
 
 # %% [markdown]
-# The last line tests generalisation. QM9 enumerates its space almost completely, so a good model
-# should rediscover molecules that were held out; the ceiling beside it is the same share of the training
-# molecules. A model that memorises finds the second kind only.
+# The last line tests generalisation. QM9 enumerates its space almost completely, so a good model should rediscover molecules that were held out; beside
+# it, under the name of ceiling, stands the same share of the training molecules. Here both are equal within chance: what was held out is found as often
+# as what was seen. A model that memorises finds the second kind only.
 #
 # **Published rows, for orientation only.** On all of QM9 (about 18 atoms a molecule), 10,000 samples,
 # EDM's evaluator, as reprinted in later papers. Other data, larger networks, days on a GPU: *not
@@ -574,8 +574,8 @@ assert len(train) == len(pool.x0)
 
 # %% [markdown]
 # The base makes too much nitrogen out of carbon: the one error that longer training did not move. **Predict.** Is it spread
-# over all molecules, or does it sit in some of them? We split the stable samples by whether their graph is one of the
-# 3,921 that QM9 has of this size, and look for one group, an amine NH$_2$ on a saturated carbon.
+# over all molecules, or does it sit in some of them? We split the stable samples by whether their graph is one that EDM's rule reads off a molecule of
+# QM9 of up to 7 heavy atoms, and look for one group, an amine NH$_2$ on a saturated carbon.
 
 # %%
 amine = Chem.MolFromSmarts("[NX3;H2][CX4]")
@@ -627,7 +627,8 @@ assert with_amine(graphs[~known]) > 5 * with_amine(graphs[known])
 # samples get weights under which their atoms of C, N and O, and the QED of those with a value, are off from the training molecules' by 1.6
 # times as much. Of all such weights we take those nearest to equal ones; they are $w_i \propto e^{\lambda \cdot f(x_i)}$ within each
 # size, $f$ being these numbers: a payoff distribution, with the mistake as its reward.
-# (`python -m rgdm_lib.course experiment molecules-correction`; $s = 3$ was chosen by looking at 800 samples each at 1.7, 3 and 5.)
+# (`python -m rgdm_lib.course experiment molecules-correction`; $s = 3$ was chosen by looking at 800 samples each at 1.7, 3 and 5, and the 1.6 by
+# looking at as many without these weights and at 2.)
 
 # %%
 wrong = correction.mistaken()
@@ -679,14 +680,14 @@ assert after["recovered_held_out"] > before["recovered_held_out"] > own_score["r
 
 # %% [markdown]
 # Worse, and by much, and not only where the weights ask for it: they left the share of stable molecules as it was. And the step the other way
-# undoes it, past the base. More molecules are stable and valid, *more* of the held-out ones are
-# found, which no network has seen: so this is not the cold sampler's trick, which narrows. Elements and QED come to the data's, as the
-# weights asked.
+# undoes it, past the base. More molecules are stable and valid, *more* of the held-out ones are found, which no network has seen: so it does not merely
+# copy. It narrows a little all the same: samples in QM9 became 1.5 times as many, the held-out graphs among them 1.3 times. Elements and QED come to
+# the data's, as the weights asked.
 #
-# What does it cost? A second network at every step, and a number, $s$, that was chosen by looking at the data. It is guidance, and inherits
-# its faults (03): no law follows from the formula for $s > 1$, at $s = 5$ fewer are stable again, and samples come closer to the training
-# molecules and repeat each other more often (the columns memorisation and unique). And it teaches RGDM something: training on samples of the model's own has a price that has nothing to do with the reward. The
-# *control* of section 5 pays it, and so does every model of the reference *model*.
+# What does it cost? A second network at every step, and two numbers, $s$ and the 1.6, that were chosen by looking at the data. It is guidance, and
+# inherits its faults (03): no law follows from the formula for $s > 1$, at $s = 5$ fewer are stable again, and samples come closer to the training
+# molecules and repeat each other more often (the columns memorisation and unique). And it teaches RGDM something: training on samples of the model's
+# own has a price that has nothing to do with the reward. The *control* of section 5 pays it, and so does every model of the reference *model*.
 
 # %% [markdown]
 # ### The payoff distribution, sizes kept
@@ -724,9 +725,8 @@ assert after["recovered_held_out"] > before["recovered_held_out"] > own_score["r
 # \frac{\mathrm{ESS}}{n} \to \frac{\mathbb E[e^{r/\tau}]^2}{\mathbb E[e^{2r/\tau}]} = e^{-s^2/\tau^2} .
 # $$
 #
-# **Predict.** QED of the real molecules has a standard deviation of 0.063. At which $\tau$ is ESS
-# 40 % by this formula? ($\sqrt{-\ln 0.4} \approx 0.96$.) QED has a best value that no molecule of
-# this size exceeds; a Gaussian has none. Will the true $\tau$ be higher or lower?
+# **Predict.** QED of the real molecules has a standard deviation of 0.059 inside a size. At which $\tau$ is ESS 40 % by this formula? ($\sqrt{-\ln 0.4}
+# \approx 0.96$.) QED has a best value that no molecule of this size exceeds; a Gaussian has none. Will the true $\tau$ be higher or lower?
 
 # %%
 shares = [share for share in experiments.SHARES if share < 100]  # in % of the molecules with a value
@@ -792,7 +792,7 @@ slider = ipywidgets.FloatSlider(value=start, min=low, max=high, step=0.02)
 widgets.explore(show_temperature, log10_tau=slider)
 
 # %% [markdown]
-# **Before any training**, the weights say which molecules the trained model will make.
+# **Before any training**, the weights say which molecules a *perfectly* trained model would make.
 
 # %%
 graphs = np.array([text or "" for text in metrics.smiles_perceived(train)])
@@ -851,7 +851,7 @@ for share in shares:
 # %% [markdown]
 # ### Exercise 09.3: find the temperature
 # Write `find_tau(reward, share)`: `reward` is a float64 tensor (n,) of finite values, `share` between
-# 0 and 1. Return the $\tau$ at which $\mathrm{ESS}/n$ is `share` (no strata), as a float, to 1 %.
+# 0 and 1. Return the $\tau$ at which $\mathrm{ESS}/n$ is `share` (no strata), as a float, to 0.5 %.
 #
 # <details><summary>Hint 1</summary>
 #
@@ -889,10 +889,9 @@ exercises.check("09.3", find_tau)
 # %% [markdown]
 # ### Exercise 09.4: a reward of your own, and its ESS foretold
 # Write `my_reward(mol)`: an RDKit molecule in, a number out. Anything RDKit knows will do. Choose a
-# temperature `my_tau`, and **before** weighing anything foretell the share $\mathrm{ESS}/n$ on real
-# molecules, `my_forecast` between 0 and 1. You may look at the reward's standard deviation:
-# `rewards.per_molecule(my_reward)(qm9.subset(range(0, 3921, 8)))` gives values, NaN for "no value".
-# The check weighs other real molecules, and allows an error of 0.1. Choose a share of 0.1 to 0.9.
+# temperature `my_tau`, and **before** weighing anything foretell the share $\mathrm{ESS}/n$ on real molecules ($n$: those with a value; no strata),
+# `my_forecast` between 0 and 1. You may look at the reward's standard deviation: `rewards.per_molecule(my_reward)(qm9.subset(range(0, 3921, 8)))` gives
+# values, NaN for "no value". The check weighs other real molecules, and allows an error of 0.1. Choose a share of 0.1 to 0.9.
 #
 # <details><summary>Hint 1</summary>
 #
@@ -983,13 +982,16 @@ guesses, steps_down = {}, np.geomspace(0.9, 0.05, 12)
 print("QED for each atom:", ", ".join(f"{data.SYMBOLS[z]} {b:+.4f}" for z, b in zip(data.ELEMENTS, slope[1:], strict=True)))
 for name in references:
     has = torch.isfinite(pools[name].reward)
-    real, sizes = pools[name].reward[has].double(), pools[name].strata[has]
+    true, sizes = pools[name].reward[has].double(), pools[name].strata[has]
     molecules = pools[name].x0.subset(has.numpy())
     guess = torch.from_numpy(guess_inputs(molecules) @ slope)
     weights = [payoff.log_weights(guess, payoff.temperature_for_ess(guess, share, sizes), strata=sizes).exp()
                for share in steps_down]  # fmt: skip
-    guesses[name] = {"molecules": molecules, "real": real, "guess": guess, "weights": weights}
-    print(f"{name}: correlation of guess and QED {np.corrcoef(guess, real)[0, 1]:.2f}")
+    guesses[name] = {"molecules": molecules, "real": true, "guess": guess, "weights": weights}
+    inside = [torch.cat([v[sizes == n] - v[sizes == n].mean() for n in sizes.unique()]) for v in (guess, true)]
+    within_size = np.corrcoef(*inside)[0, 1]
+    print(f"{name}: correlation of guess and QED {np.corrcoef(guess, true)[0, 1]:.2f}, inside a size {within_size:.2f}")
+    assert (within_size > 0.2) == (name == "data") and (within_size < 0) == (name == "model")  # what the text below says
 
 # %%
 fig, axes = plt.subplots(1, 2, figsize=(10, 3.4), sharey=True)
@@ -1030,10 +1032,12 @@ assert min(moves["data"]) > 0 and moves["model"][0] > 0.02 and moves["model"][1]
 assert has_amine[1] > 1.5 * has_amine[0]
 
 # %% [markdown]
-# In QM9 molecules with nitrogen have a high QED, so the fit pays for nitrogen. The base model makes nitrogen of a kind that QM9 hardly has,
-# amines (above), whose QED is low. The fit has never seen enough of them to know. A tilt looks for exactly such samples: the guess is highest where it
-# is most wrong. That is **reward hacking**, and neither the guess, nor its error on the data, nor the ESS shows it. What shows it is a judge
-# that the reward was not made of: here QED itself, for a property a second network trained on other data, or a computation.
+# Large molecules have both a higher guess and a higher QED, so the correlation over all sizes says little. Sizes are kept, so what counts is the
+# correlation *inside* a size, and on the base's samples that is below zero: QED falls from the first step on. Why is it? In QM9 molecules with nitrogen
+# have a high QED, so the fit pays for nitrogen. The base model makes nitrogen of a kind that QM9 hardly has, amines (above), whose QED is low. The fit
+# has never seen enough of them to know. A tilt looks for exactly such samples: the guess is highest where it is most wrong. That is **reward hacking**,
+# and neither the guess, nor its error on the data, nor a correlation over all sizes, nor the ESS shows it. What shows it is a judge that the reward was
+# not made of: here QED itself, for a property a second network trained on other data, or a computation.
 #
 # ### Exercise 09.6: catch a hacked reward
 # Write `hacked_from(proxy, judge, taus)`: the reward that is tilted by and the judge's word on the same n samples, both (n,) float64, and falling
@@ -1138,9 +1142,8 @@ print(f"difference {means[1] - means[0]:.3f} ± {np.hypot(*errors):.3f}; "
       f"the whole gap to the payoff is {qed_payoff['data', 40] - qed_base:.3f}")  # fmt: skip
 
 # %% [markdown]
-# A difference below two standard errors says nothing. With a few dozen molecules only a large shift
-# would show, and a few dozen steps make no large shift. A claim about a mean needs its $n$. So now
-# the long run.
+# A difference below two standard errors says nothing. With a few dozen molecules (preset quick) only a large shift would show, and a few dozen steps
+# make no large shift. A claim about a mean needs its $n$. So now the long run.
 
 # %% [markdown]
 # ## 5. The long experiment
@@ -1217,10 +1220,10 @@ assert np.nanmean(copied) < qed_base - 0.01 and np.isfinite(copied).mean() > np.
 
 # %% [markdown]
 # **Read it from the control.** With the reference *data* it stands nearly still. So re-training alone does nothing to QED, and what the guided models
-# moved, they moved for the reward: in the right direction, in the right order, and a third to three fifths of the way to
-# their payoff. (Colder ones have had more steps, for each starts from the warmer one. Whether steps are what is missing is tried further down.) The weights are not to blame:
-# batches drawn by them have the payoff's QED to the third digit, see section 4. What is missing is missing in the network. A
-# figure further down shows where.
+# moved, they moved for the reward: in the right direction, in the right order, and a third to three fifths of the way to their payoff. (Colder ones
+# have had more steps, for each starts from the warmer one: the control 8,000 batches, the student of 40 % 24,000 in all. Whether steps are what is
+# missing is tried further down.) The weights are not to blame: batches drawn by them have the payoff's QED to the third digit, see section 4. What is
+# missing is missing in the network. A figure further down shows where.
 #
 # With the reference *model* the control does move. It trained on the base's own stable samples, makes more of them
 # stable, and ends below their QED. A copy of one's own samples keeps their mistakes and adds new ones. A guided model
@@ -1230,8 +1233,8 @@ assert np.nanmean(copied) < qed_base - 0.01 and np.isfinite(copied).mean() > np.
 # %% [markdown]
 # ### The strength
 #
-# The students stopped on the way, but they went in the right direction. Must they train for longer? What a student has
-# learned is a difference: its denoiser minus the base's. A difference can be multiplied when we sample:
+# The guided models, *students* of their payoff from here on, stopped on the way, but they went in the right direction. Must they train for longer? What
+# a student has learned is a difference: its denoiser minus the base's. A difference can be multiplied when we sample:
 #
 # <!-- eq: strength | Jin et al. 2025, arXiv 2508.21016; the form is that of Ho & Salimans 2022, eq. 6 -->
 # $$
@@ -1300,13 +1303,13 @@ table(["reference", "training seed", "ESS", "strength s", "gap closed at 1", "at
 
 # %% [markdown]
 # One number brings the mean to the payoff's, and most of the histogram with it: look at the two columns of KS, and
-# at the spikes in the figure below, which nobody fitted. So what the student had learned was the tilt, evenly enough, only
-# too little of it.
+# at the spikes in the figure below, which nobody fitted. So in QED what the student had learned was mostly the tilt, only too little of it: KS stays at
+# two to four times its floor.
 #
 # It is no free lunch. A multiplier cannot tell the tilt from the student's mistakes. The student of ESS 80 % had the fewest steps
-# and needs the largest strength; there the share with a value falls by more than 3 points, at 40 and 10 % it does not. And the table of
-# atoms further down shows one mistake grown: nitrogen goes past the payoff's share, the amines of section 2. A
-# strength up to 2 or 3 is a repair. If you need more, something was not learned.
+# and needs the largest strength; there the share with a value falls by 9 points, at 40 and 10 % by less than 3. And the table of atoms further down
+# shows one mistake grown: nitrogen goes past the payoff's share, the amines of section 3. A strength up to 2 or 3 is a repair. If you need more,
+# something was not learned.
 #
 # From here on we look at one reference, the one whose models come closer to their payoff at 40 %, at
 # one training seed (`SEED` picks it), and at the strength $s$ (a model without one is shown at 1). A KS
@@ -1451,9 +1454,10 @@ run.figure(
 # + s\, \big(\varepsilon_\theta - \varepsilon_{\text{base}}\big) .
 # $$
 #
-# $w = 3$ is section 3's number; $s = 0$ is the corrected base. Where both directions are shifts of a Gaussian this is exact (the
-# test of this equation). Molecules are no Gaussian. So again: judge by whole laws. $s$ is set as before, on trials, so that the
-# mean meets the payoff's; judged are fresh samples. Three networks a step. (`experiment molecules-corrected-qed`.)
+# $w = 3$ is section 3's number; $s = 0$ is the corrected base. Where the base is a Gaussian and each of the two differs from it by a shift of the mean,
+# the sum samples the Gaussian shifted by both, exactly (the test of this equation). Molecules are no Gaussian. So again: judge by whole laws. $s$ is
+# set as before, on trials, so that the mean meets the payoff's; judged are fresh samples. Three networks a step. (`experiment
+# molecules-corrected-qed`.)
 #
 # **Predict.** Does the smaller mistake come at the price of the tilt?
 
@@ -1478,6 +1482,8 @@ smiles_of_train = np.array(metrics.smiles_edm(train)[0], dtype=object)
 
 def of_all(molecules):
     """Shares of the whole set that are stable and valid, computed once."""
+    if len(molecules) == few:
+        return judged(molecules, few)
     key = id(molecules), "all"
     if key not in scored:
         valid = [text is not None for text in metrics.smiles_edm(molecules)[0]]
@@ -1524,30 +1530,35 @@ run.metric("qed_gap_closed_corrected_from_control_ess40", from_control, "1", len
 # %%
 for share in toward:  # what the text below says
     first, both, alone = (by_way[share, name] for name in ("toward the payoff", "**toward it, at s**", "from the base as it is, at s"))
-    assert 0.4 < first["closed"] < 0.65 and abs(both["closed"] - 1) < 0.1
-    assert (both["ks"] - floors[share] < 0.015 and both["ks"] < alone["ks"]) == (share == 40)
+    assert (1.3 < first["closed"] < 1.5 if share == 80 else 0.4 < first["closed"] < 0.65) and abs(both["closed"] - 1) < 0.1
+    assert (both["ks"] - floors[share] < 0.02 and both["ks"] < alone["ks"]) == (share > 10)
     assert both["mol_stable_edm"] > alone["mol_stable_edm"] + 0.1 and both["valid_edm"] > alone["valid_edm"]
     assert both["unique_edm"] < alone["unique_edm"] and 0 < both["off"] < alone["off"]
+    assert both["mol_stable_edm"] > by_way[share, "corrected base"]["mol_stable_edm"] + 0.015
+assert abs(without["closed"]) < 0.08 and without["mol_stable_edm"] > by_way[40, "corrected base"]["mol_stable_edm"] + 0.015
 
 # %% [markdown]
-# No. The directions hardly disturb each other. At $s = 1$ a little more than half of the gap is closed, as before. At the strength that was set to meet the
-# mean it is 0.99 of the gap at ESS 40 % and 0.95 at 10 %. At 40 % the KS distance of QED's whole law is within 0.015 of what an exact sample of this size
-# scores, nearer than from the base as it is; at 10 % it is off by 0.03, and no nearer than from there. And 86 and 89 % of the molecules are stable where 71 and 76 %
-# were, more than of the corrected base (82 %): the correction outlives the tilt. Nitrogen is still past the payoff's share, by less.
+# No. The directions hardly disturb each other. At $s = 1$ a little more than half of the gap is closed at 40 and 10 %, as before; at 80 % the trial was at the $s$ that
+# the model had needed from the base as it is, and that was 1.4 times as far as it should go. At the strength that was set to meet the
+# mean it is 1.03 of the gap at ESS 80 %, 0.99 at 40 % and 0.95 at 10 %. At 80 and 40 % the KS distance of QED's whole law is within 0.02 of what an exact sample of this size
+# scores, nearer than from the base as it is; at 10 % it is off by 0.03, and no nearer than from there. And 84, 86 and 89 % of the molecules are stable where 62, 71 and 76 %
+# were, more than of the corrected base (82 %): the correction outlives the tilt. It helps most at 80 %, where the largest multiplier had done most harm. Nitrogen is still past the
+# payoff's share, by less.
 #
 # The control had the first 8,000 batches of that chain, without a reward, and is heeded as strongly as the model at 40 %. It leaves QED where it was, to 0.03 of the gap, within chance. But
 # 85 % of its molecules are stable, too: that part of the rise needs no reward.
 #
-# What it costs: three networks a step, and variety. At 40 % one sample in five repeats another one, at 10 % one in two, more than from the base as it is. But
+# What it costs: three networks a step, and variety. At 80 % one sample in nine repeats another one, at 40 % one in five, at 10 % one in two, more than from the base as it is. But
 # look at the rows of the payoff itself: it is a law on 3,136 molecules, of which few have a high QED, and a sample of it repeats itself more often
-# still. So this alone is no fault. That the samples come closer to the training molecules (memorisation), at 10 % to a fifth of a held-out molecule's distance, has the same two readings.
+# still. So this alone is no fault. That the samples come closer to the training molecules (memorisation), at 10 % to a fifth of a held-out molecule's
+# distance, can be read the same way: the payoff is a law on training molecules themselves, at distance 0.
 
 # %% [markdown]
 # **Other trainings.** That was training seed 0, whose network came down the chain of temperatures, 8,000 batches for each. Two more were trained from the
-# base in one go, for 2,000 batches (the next section: more hardly close more of the gap). Their samples at the $s$ of seed 0 are a trial. A line from the corrected
-# base through the trial gives each an $s$ of its own, and fresh samples are judged.
+# base in one go, for 2,000 batches (the next section: more hardly close more of the gap). Their samples at the $s$ of seed 0 are a trial. A line from
+# the corrected base through the trial gives each an $s$ of its own, and fresh samples are judged.
 #
-# **Predict.** Does the strength of one training suit the others? The ± says by how much 1,000 samples leave the gap uncertain.
+# **Predict.** Does the strength of one training suit the others? The ± says by how much 1,000 samples, at 80 % 1,500, leave the gap uncertain.
 
 # %%
 columns = {"closed": "gap closed", "ks": "KS to the payoff", "mol_stable_edm": "stable", "valid_edm": "valid", "unique_edm": f"unique of {few:,}"}
@@ -1565,16 +1576,17 @@ table(["ESS", "training seed", "", "s", *columns.values()], rows)
 # %%
 for share, found in trainings.items():
     each = {key: [one[key] for one in found.values()] for key in columns}
+    size = min(len(judged_set) for _, judged_set in pairs[share].values())
     how_made = (f"eps_base + {correction.STRENGTH - 1:g} (eps_base - eps_own) + s (eps_guided - eps_base), reference data, ESS {share} %, s set on other "
-                f"samples; {len(found)} training seeds, {few:,} samples each")  # fmt: skip
-    count = few * len(found)
+                f"samples; {len(found)} training seeds, {size:,} samples each")  # fmt: skip
+    count = size * len(found)
     for ending, value, word in (("", np.mean(each["closed"]), "mean over the training seeds"),
                                 ("_worst", max(each["closed"], key=lambda x: abs(x - 1)), "of the training seed farthest from 1"),
                                 ("_range", np.ptp(each["closed"]), "range over the training seeds")):  # fmt: skip
         run.metric(f"qed_gap_closed_corrected_ess{share}{ending}", float(value), "1", count,
                    f"(QED_model - QED_corrected base) / (QED_payoff - QED_corrected base), {word}; {how_made}")  # fmt: skip
     run.metric(f"qed_ks_excess_corrected_ess{share}", max(each["ks"]) - floors[share], "1", count,
-               f"KS distance of QED to the payoff's, minus the mean of 20 exact samples of {few:,}, the largest over the training seeds; {how_made}",
+               f"KS distance of QED to the payoff's, minus the mean of 20 exact samples of the same size, the largest over the training seeds; {how_made}",
                floor=floors[share])  # fmt: skip
     for metric, key in (("stability", "mol_stable_edm"), ("validity", "valid_edm"), ("uniqueness", "unique_edm")):
         run.metric(f"{metric}_change_corrected_ess{share}", min(each[key]) - by_way[share, "corrected base"][key], "1", count,
@@ -1583,26 +1595,30 @@ for share, found in trainings.items():
 
 # %%
 for share, found in trainings.items():  # what the text below says
-    assert all(abs(one["closed"] - 1) < 0.1 for one in found.values())
-    assert all(0.84 < tried[share][which]["closed"] < 0.95 for which in found if which)
+    assert all(abs(one["closed"] - 1) < (0.15 if share == 80 else 0.1) for one in found.values())
+    low, high = (0.75, 0.9) if share == 80 else (0.84, 0.95)
+    assert all(low < tried[share][which]["closed"] < high for which in found if which)
+    assert all(0.045 < one["chance"] < 0.07 for one in found.values()) or share < 80
 stable = {share: [one["mol_stable_edm"] for one in found.values()] for share, found in trainings.items()}
-assert all(later < stable[40][0] - 0.03 for later in stable[40][1:])
+assert all(later < stable[share][0] - 0.03 for share in (80, 40) for later in stable[share][1:])
+assert all(0.78 < later < 0.83 for share in (80, 40) for later in stable[share][1:])
 assert all(share > 0.83 for share in stable[10])
 
 # %% [markdown]
-# Nearly. At the other's $s$ the new trainings close 0.85 to 0.94 of the gap; at their own it is 0.93 and 1.01 at 40 %, 0.96 and 0.97 at 10 %, where seed 0 had 0.99 and 0.95:
-# differences that a thousand samples can hardly tell from none. What they can tell is the stability at 40 %: 81 and 82 % of the molecules, four to five points fewer than of seed 0, as
-# many as of the corrected base or hardly fewer. A short training learns the direction toward the reward, and holds molecules together less well. The next section's table says
-# the same in its column *with a value*.
+# Nearly. At the other's $s$ the new trainings close 0.79 and 0.85 of the gap at 80 %, 0.85 to 0.94 of it at 40 and 10 %. At their own it is 0.93 and 0.87 at
+# 80 %, 0.93 and 1.01 at 40 %, 0.96 and 0.97 at 10 %, where seed 0 had 1.03, 0.99 and 0.95. These differences hardly exceed what chance makes of so many samples: at
+# 80 % a gap is uncertain by 0.06, and so is the trial that set its $s$. Their mean there is 0.94. What the samples can tell is stability: at 80 and 40 % 79 to 82 % of
+# the molecules, four to five points fewer than of seed 0, as many as of the corrected base or up to three points fewer. A short training learns the direction
+# toward the reward, and holds molecules together less well. The next section's table says the same in its column *with a value*.
 
 # %% [markdown]
 # ### Would longer training do?
 #
 # **Question.** The students stopped on the way. Did they run out of time?
 #
-# So one of them, reference *data*, ESS 40 %, was trained again: from the base in one go, for 32,000 batches in place of 8,000, the
-# learning rate held for the first half, then brought to 0. On the way 1,000 samples were drawn now and then, always from the same noise.
-# (`experiment molecules-longer`.)
+# So one of them, reference *data*, ESS 40 %, was trained again: from the base in one go, for 32,000 batches in place of 8,000 after 16,000 toward
+# warmer targets, the learning rate held for the first half, then brought to 0. On the way 1,000 samples were drawn now and then, always from the same
+# noise. (`experiment molecules-longer`.)
 #
 # **Predict.** Draw the curve: gap closed against batches. Where is it at 2,000, where at 32,000?
 
@@ -1655,15 +1671,15 @@ assert known.min() - halves[0][0] > 0.035 and new.max() < 0.45
 #
 # Look at the last two columns. Of what QM9 has, the students make molecules of QED 0.47: three quarters of the way from the base's 0.433 to the
 # payoff's 0.486. The other half of the samples have graphs that QM9 does not have; the students lift their QED, from 0.416, but only to 0.44. Section 3 met
-# these molecules already. What they should be, 3,136 examples do not say, and more batches show the same examples again. So the *direction* is learned early and
-# the *distance* is not, however long. This is why a multiplier mends it.
+# these molecules already. What they should be, 3,136 examples do not say, and more batches show the same examples again. So the *direction* is learned
+# early and the *distance* is not, in this training, by 32,000 batches. This is why a multiplier mends it.
 
 # %% [markdown]
 # ### Where a reward is learned
 #
 # Take molecules that follow the payoff exactly. Noise them to time $t$ and let a network sample them back
-# from there. What comes back with the payoff's QED was decided before $t$; what does not is the network's
-# own doing. (`experiment molecules-redraw`; payoff of reference *data* at ESS 40 %.)
+# from there. What comes back with the payoff's QED was decided at noise levels above $t$'s; what does not is the network's own doing. (`experiment
+# molecules-redraw`; payoff of reference *data* at ESS 40 %.)
 #
 # **Predict.** From which noise level on does the *base* lose the payoff's QED? And the guided model?
 
@@ -1718,9 +1734,9 @@ table(["QED, share with a value, from t =", *experiments.REDRAW_TIMES], rows)
 # with sizes tilted.
 #
 # For the models we only have samples. We put QED into 50 bins that are equally full under the
-# reference, and take the KL between the two histograms. That is a *lower bound* of the true KL: binning
-# can only hide differences, and so can looking at QED alone. With sizes tilted, QED alone hides nothing, so
-# there the bins are the only loss, and we can check it. (All of this is among molecules with a value.)
+# reference, and take the KL between the two histograms. That is a *lower bound* of the true KL (of the histograms' own; 1,400 samples in 50 bins add
+# about 0.02 nats by chance): binning can only hide differences, and so can looking at QED alone. With sizes tilted, QED alone hides nothing, so there
+# the bins are the only loss, and we can check it. (All of this is among molecules with a value.)
 #
 # **Predict.** For as many nats, how much more QED does a payoff get whose sizes may move?
 
@@ -1798,8 +1814,8 @@ run.figure(
 #
 # *Best of N* draws $N$ samples of the base and keeps the one with the highest reward. Here all $N$ have one size, so that $p(N)$
 # is kept. It needs no weights, no temperature and no training; it pays $N$ rewards and $N$ runs of the sampler for each
-# molecule, every time. Its law is not the payoff's: it is the reference's density times $N F(r)^{N-1}$, $F$ being the
-# distribution function of the reward (Beirami et al. 2024), and $N$ takes whole steps only.
+# molecule, every time. Its law is not the payoff's: it is the base's density times $N F(r)^{N-1}$, $F$ being the distribution function of the reward
+# (Beirami et al. 2024), and $N$ takes whole steps only.
 #
 # **Predict.** Which $N$ comes nearest to the payoff of ESS 40 %? And is its histogram further from the payoff's than that of the
 # trained model at its strength?
@@ -1816,32 +1832,36 @@ def best_of(count):
     return torch.cat(kept).numpy()
 
 
-chosen = {count: made_qed[best_of(count)] for count in (1, 2, 3, 4, 8, 16)}
+chosen = {count: made_qed[best_of(count)] for count in (1, 2, 3, 4, 6, 8, 16, 32)}
 rows = []
 for count, sample in chosen.items():
     rows.append([f"best of {count}", count, count, f"{np.nanmean(sample):.4f}", f"{np.isfinite(sample).mean():.0%}",
-                 f"{kl_of_histogram(sample):.2f}", *(f"{ks_to_payoff(sample, best, s):.3f}" for s in shares)])  # fmt: skip
+                 f"{kl_of_histogram(sample):.2f}", *(f"{ks_to_payoff(sample, name, s):.3f}" for name in (best, "model") for s in shares)])  # fmt: skip
 for share in shares:
     rows.append([f"trained, ESS {share} %, at s", 2, 0, f"{np.nanmean(values[share]):.4f}", f"{has[share].mean():.0%}",
-                 f"{kl_of_histogram(values[share]):.2f}", *(f"{ks_to_payoff(values[share], best, s):.3f}" for s in shares)])  # fmt: skip
+                 f"{kl_of_histogram(values[share]):.2f}", *(f"{ks_to_payoff(values[share], best, s):.3f}" for s in shares), "", "", ""])  # fmt: skip
 table(["", "networks a step", "rewards a molecule", "mean QED", "with a value", "KL by bins (nats)",
-       *(f"KS to the payoff of {share} %" for share in shares)], rows)  # fmt: skip
+       *(f"KS to the payoff of {share} %{of}" for of in ("", ", of the base's samples") for share in shares)], rows)  # fmt: skip
 ks_best_of = {share: min(ks_to_payoff(sample, best, share) for sample in chosen.values()) for share in shares}
 for share in shares:
     nearest = min(chosen, key=lambda count, s=share: ks_to_payoff(chosen[count], best, s))
     print(f"ESS {share} %: nearest is the best of {nearest}, KS {ks_best_of[share]:.3f}; trained {ks[share][0]:.3f}")
 if best == "data":  # what the text below says
-    assert ks_best_of[80] < ks[80][0] and ks_best_of[40] > 1.5 * ks[40][0] and ks_best_of[10] > 3 * ks[10][0]
+    assert ks_best_of[80] < ks[80][0] and ks_best_of[40] > 1.5 * ks[40][0] and ks_best_of[10] > 2 * ks[10][0]
+    assert ks_to_payoff(chosen[6], "model", 40) < 0.055 and abs(np.nanmean(chosen[32]) - qed_payoff["data", 10]) < 0.005
     assert np.isfinite(chosen[8]).mean() > 0.99 and np.nanmean(chosen[16]) < qed_payoff["data", 10]
 run.metric("qed_ks_best_of_n_ess40", ks_best_of[40], "1", int(np.isfinite(made_qed).sum()),
-           "smallest KS distance of QED, base samples that are the best of N = 1, 2, 3, 4, 8 or 16 of their size, to the payoff of "
+           "smallest KS distance of QED, base samples that are the best of N = 1, 2, 3, 4, 6, 8, 16 or 32 of their size, to the payoff of "
            "ESS 40 % of the same reference as qed_ks_ess40")  # fmt: skip
 
 # %% [markdown]
 # - **A small tilt needs no training.** At ESS 80 % the best of 3 is nearer to the payoff than the trained model, which had to be turned
 #   up to three and a half times what it had learned.
-# - **For a strong one, training is nearer and cheaper.** At 40 % the best of 8 has the payoff's mean, but misses its histogram twice as
-#   far; at 10 % the best of 16 stays below the mean and misses it four times as far, for 16 runs of the sampler a molecule.
+# - **For a strong one, training is nearer to *this* payoff.** It is made of training molecules, which best of N never sees: it draws from the base, and
+#   the payoff made of the base's own samples already lies 0.08 from this one in KS at 40 %, 0.12 at 10 %. At 40 % the best of 8 has the payoff's mean and
+#   misses its histogram twice as far; to the payoff of the base's own samples the best of 6 is as near (0.05) as the trained model is to its own. At 10 %
+#   the best of 16 stays below the mean; the best of 32 meets it and misses the histogram twice as far as the trained model, for 32 runs of the sampler a
+#   molecule. Training is paid once, and is not in the table.
 # - **Best of N always has a value.** What has none loses to whatever has one. A trained model keeps the base's third without.
 #   The two go together: draw until RDKit and EDM's rule agree, at one and a half draws a molecule.
 
@@ -1857,8 +1877,9 @@ run.metric("qed_ks_best_of_n_ess40", ks_best_of[40], "1", int(np.isfinite(made_q
 #   gradient of that steers the sampler.
 #
 # All learn from the same 10,000 samples of the base with their QED (the reference *model*), for 8,000 batches of 64, from the base in one go, at one learning
-# rate, and aim at the payoff of ESS 40 % with sizes kept. So does the control, without any reward. There is one training seed. (`experiment molecules-rivals`. The
-# RGDM of the sections above had three times the batches: it came by way of the warmer temperatures.)
+# rate, and aim at the payoff of ESS 40 % with sizes kept. The control was trained for as many batches, without any reward; the learned value is a
+# network of its own, from scratch. There is one training seed. (`experiment molecules-rivals`. The RGDM of the sections above had three times the
+# batches: it came by way of the warmer temperatures.)
 #
 # **Predict.** Who moves the mean furthest? And whose molecules are worst for it?
 
@@ -1897,10 +1918,85 @@ assert ends["rgdm"][2] > ends["value"][2]
 #   is asked for the payoff's QED. But it ends above the control: it did learn what was asked of it, a little.
 # - **The learned value hardly moves the base.** Our guess, not measured: a noisy molecule says little about its QED until the graph is decided, and
 #   then it is late. It does not pay the price of copying, for the base stays as it is. It pays in every step of the sampler, with a gradient.
-# - None of the three costs stability beyond chance.
+# - Against the base none of the three costs stability beyond chance. Against the control RGDM does: 73.5 % stable, and 77.2 % (the difference ± 1.4
+#   points).
 #
 # In eight dimensions (07) the condition ended as near as RGDM, and the value nearer with few rewards. Here the order is another one. This is one training
 # seed, one temperature, and one learning rate that was found for RGDM and was not searched again for the others: take it as a first look.
+
+# %% [markdown]
+# ### The rule itself as a reward
+#
+# Why not ask for what the evaluator counts? EDM's *molecule stability* is 1 or 0, and RLPF (arXiv 2508.16521) trains toward rewards of this kind by a policy
+# gradient. Its payoff can be told beforehand: a factor $e^{1/\tau}$ on every stable sample multiplies the *odds* of being stable by $e^{1/\tau}$ within each size. So $\tau$
+# can be chosen such that the payoff itself has 95 % stable molecules, about the share of real ones, and not 100 %: the reference is still the base, less wrong.
+#
+# The reference is *model*, the 10,000 base samples, for stability needs no data. The control is trained on all of them in equal weights (but for the few that are stable in pieces), the guided model goes on from
+# it, as long, in the payoff's weights. The control pays for the copying, as before; the guided model pays as well. Their *difference* is the reward
+# alone. So we add that to the base: $\varepsilon_{\text{base}} + s\,(\varepsilon_\theta - \varepsilon_{\text{control}})$, three networks a step. If
+# both had learned their targets but for the same mistakes, $s = 1$ would be the payoff's denoiser. $s$ is set by one trial, on the line of the log-odds
+# from the base; judged are fresh samples. (`experiment molecules-stability`, then `molecules-stability-strength`.)
+#
+# **Predict.** The base has 70 % stable molecules. How many has the control, a copy of it? How many the guided model at $s = 1$? And at the $s$ that meets the payoff's 95 %: will
+# the molecules be fewer different ones, or nearer to the training molecules?
+
+# %%
+reward_draw = stability.stability_draw()
+more_stable = stability.stability_targets(reward_draw)["guided"]
+made_stable = {"base": samples, "control": stability.load_stability("control", 0), "guided, at strength 1": stability.load_stability("guided", 0),
+               "**guided, at s**": stability.load_stability("guided", 0, ending=experiments.STRENGTHENED)}  # fmt: skip
+at_strength = made_stable["**guided, at s**"]
+few = min(len(molecules) for molecules in made_stable.values())
+weight = more_stable.log_weight.exp().numpy()
+payoff_stable = float(more_stable.expectation(more_stable.reward))
+rows, ends = [], {}
+for name, molecules in {**made_stable, CORRECTED + ", no reward": corrected}.items():
+    score, own = judged(molecules, few), molecules.subset(np.isfinite(molecules.property("qed")))
+    like = metrics.size_weight(train, molecules)
+    ends[name] = score | {"qed": float(np.mean(own.property("qed"))), "all": metrics.stability_edm(molecules)[0].mean(),
+                          "off": float(element_shares(molecules)[nitrogen] - element_shares(train, like)[nitrogen])}  # fmt: skip
+    rows.append([name, f"{ends[name]['all']:.1%}", *(f"{score[key]:.1%}" for key in ("atom_stable_edm", "valid_edm", "valid_unique_edm",
+                 "valid_connected_edm_or_determine")), f"{score['memorisation_ratio']:.2f}", f"{ends[name]['qed']:.3f}", f"{ends[name]['off']:+.1%}"])  # fmt: skip
+of_payoff = float(element_shares(samples, weight)[nitrogen] - element_shares(train, metrics.size_weight(train, samples))[nitrogen])
+rows.insert(1, ["the payoff: base samples, weighed", f"{payoff_stable:.1%}", "", "", "", "", "", f"{qed_base:.3f}", f"{of_payoff:+.1%}"])
+rows.append(["real molecules", f"{real['mol_stable_edm']:.1%}", f"{real['atom_stable_edm']:.1%}", f"{real['valid_edm']:.1%}", "", "", "", f"{same_sizes:.3f}", "0"])
+print(f"ESS {more_stable.ess:,.0f} of {len(weight):,}; strength {at_strength.property('strength')[0]:.2f}; all but 'stable' of {few:,} samples each")
+table(["", "stable", "atoms stable", "valid", f"valid and different, of {few:,}", "a graph by the lenient rule", "memorisation", "QED of the stable",
+       "nitrogen, minus the data's"], rows)  # fmt: skip
+
+# %%
+at_s = ends["**guided, at s**"]
+where = f"rewarded for EDM's molecule stability, reference model, payoff of {payoff_stable:.0%} stable, training seed 0"
+run.metric("stability_mol_stable", at_s["all"], "1", len(at_strength), f"share of stable molecules by EDM's rule of the model {where}, at its strength, set on "
+           "other samples", ceiling=payoff_stable)  # fmt: skip
+run.metric("stability_mol_stable_at_1", ends["guided, at strength 1"]["all"], "1", few, f"the same at strength 1; {where}")
+run.metric("stability_mol_stable_control", ends["control"]["all"], "1", few, "the same for its control, trained as long on the base's samples in equal weights")
+run.metric("stability_atom_stable", at_s["atom_stable_edm"], "1", few, f"share of stable atoms of the model {where}, at its strength")
+run.metric("stability_valid", at_s["valid_edm"], "1", few, f"share that RDKit sanitises with EDM's bonds, of the model {where}, at its strength")
+run.metric("stability_valid_unique_change", at_s["valid_unique_edm"] - ends["base"]["valid_unique_edm"], "1", few,
+           f"share valid and different from the others, minus the base's, equal numbers, of the model {where}, at its strength")  # fmt: skip
+
+# %%
+of_control, at_1, of_base = ends["control"], ends["guided, at strength 1"], ends["base"]
+odds = at_1["all"] / (1 - at_1["all"]) / (of_control["all"] / (1 - of_control["all"]))
+print(f"odds of a stable molecule, guided model over control: {odds:.1f}")
+assert of_control["all"] < 0.5 < at_1["all"] < of_base["all"] - 0.03 and 1.7 < odds < 2.3  # what the text below says
+assert at_s["all"] > of_base["all"] + 0.2 and at_s["valid_unique_edm"] > of_base["valid_unique_edm"] + 0.02
+assert at_s["memorisation_ratio"] > of_base["memorisation_ratio"] and at_s["valid_connected_edm_or_determine"] > of_base["valid_connected_edm_or_determine"] + 0.1
+
+# %% [markdown]
+# - **A copy pays.** 47 % of the control's molecules are stable, of the base's 70 %.
+# - **Seen alone, the guided model would say that the reward did harm.** It was trained as long again, on the payoff's weights, and ends at 64 %, below the base that it
+#   learned from. Against its control it has twice the odds of a stable molecule. That difference is what the reward has taught.
+# - **Added to the base it does what was asked.** At $s = 6.0$ 92.4 % are stable, three points below the payoff, 99.1 % of the atoms, and 97 % are valid. No data was needed, only
+#   the base's samples and EDM's rule.
+# - **It is not the cold sampler's trick.** *More* of them are valid and different from each other than of the base's, and they are no nearer to the training molecules. RDKit's own
+#   reading of the geometry, which no reward asked, agrees: 95 % have a graph by the lenient rule, of the base's 79 %.
+# - **A strength of six is far from 1.** The two learned a sixth of what they were to learn, and what else they learned differently is multiplied, too: see the columns QED and nitrogen. Only
+#   one training seed was tried.
+#
+# RLPF reports such a gain on QM9 for a network trained further by a policy gradient: from EDM's 82 to 93 % (notebook 10 has the numbers side by side, and why they may not be compared).
+# Is a molecule that satisfies a table of distances a good one? The next section asks physics.
 
 # %% [markdown]
 # ### When the reward is physics
@@ -1908,12 +2004,13 @@ assert ends["rgdm"][2] > ends["value"][2]
 # QED reads the graph, and the graph is decided at middle noise levels, where our network is weak. What of a reward for the *geometry*?
 # Quantum chemistry has a number: let a molecule slide down to the nearest minimum of its energy, and what it loses on the way says how far from
 # rest it was. This **relaxation energy**, per atom, is 0 for a molecule at rest. We take it from GFN2-xTB, a fast quantum
-# method: some tenths of a second a molecule, and no gradient that could reach the network.
+# method: some tenths of a second a molecule. We use no gradient of it.
 #
 # A reward that is a model can be hacked, as section 3 showed. So two models that took no part are the judges: GFN1-xTB, an older relative,
 # and MMFF94, a force field of another family. (`experiment molecules-relaxation`: $r = -$energy by GFN2 on the first 4,000 base samples, what is not stable
-# is left out; sizes kept, an effective share of 40 %. RGDM starts from the control of the reference *model*, which was trained as long on the same
-# samples in equal weights. Beside it the control of the reference *data*, trained as long on real molecules, and real molecules that no network saw.)
+# is left out; sizes kept, an effective share of 40 %. RGDM starts from the control of the reference *model*, which was trained as long on all 10,000
+# base samples, those with a value in equal weights. Beside it the control of the reference *data*, trained as long on real molecules, real molecules
+# that no network saw, and the model of the section before, rewarded for stability.)
 #
 # **Predict.** The energies have a long tail: some samples are stable by EDM's rule and still badly bent. What does the payoff do to their mean? And
 # what does the control, a network trained on its base's own samples, do to the geometry?
@@ -1923,7 +2020,7 @@ relaxed = {kind: relaxation.load_relaxation(kind) for kind in relaxation.KINDS}
 toward = relaxation.relaxation_target(relaxed["base"])
 one_each = {kind: np.ones(len(molecules)) for kind, molecules in relaxed.items()}
 laws = {"base": ("base", one_each["base"]), "payoff": ("base", toward.log_weight.exp().numpy()),
-        **{kind: (kind, one_each[kind]) for kind in ("control", "guided", "strengthened", "control_of_data", "real")}}  # fmt: skip
+        **{kind: (kind, one_each[kind]) for kind in ("control", "guided", "strengthened", "control_of_data", "rewarded_for_stability", "real")}}  # fmt: skip
 
 
 def mean_energy(kind, column):
@@ -1981,6 +2078,8 @@ run.metric("relaxation_energy_ratio_control", over_base["control"]["relaxation_g
            "the same by GFN1-xTB for the control: trained as long on the base's stable samples in equal weights")  # fmt: skip
 run.metric("relaxation_energy_ratio_control_of_data", over_base["control_of_data"]["relaxation_gfn1"], "1",
            len(relaxed["control_of_data"]), "the same by GFN1-xTB for the control of the reference data: trained as long on real molecules")  # fmt: skip
+run.metric("relaxation_energy_ratio_rewarded_for_stability", over_base["rewarded_for_stability"]["relaxation_gfn1"], "1",
+           len(relaxed["rewarded_for_stability"]), "the same by GFN1-xTB for the model rewarded for EDM's molecule stability, at its strength")  # fmt: skip
 run.metric("relaxation_energy_ratio_real", over_base["real"]["relaxation_gfn1"], "1", len(relaxed["real"]),
            "the same by GFN1-xTB for held-out molecules of QM9, as its quantum chemistry has them")  # fmt: skip
 run.metric("relaxation_energy_ratio_payoff", over_base["payoff"]["relaxation_gfn1"], "1", int(toward.ess),
@@ -2003,11 +2102,13 @@ assert quality["strengthened"]["unique_edm"] < quality["base"]["unique_edm"] - 0
 # - **The reward takes it back, no more.** Trained as long, the guided model ends about where the base was. The strength goes on along the same line (from the control, through the
 #   guided model, to the payoff's energy; two networks a step): a third below the base. It meets the line's aim by half only, for a mean that
 #   cannot fall below 0 does not fall along a line.
-# - **It is not hacked.** GFN1, which took no part, gives the same ratios to a few hundredths, and MMFF94 agrees.
+# - **It is not hacked.** GFN1, which took no part, gives the same ratios to a few hundredths; MMFF94, of another family, ranks base, payoff, control and
+#   the strengthened model the same way, with smaller differences.
 # - **It is not free.** More molecules are stable and valid, but fewer are different: the reward likes what is easy to draw at rest.
 # - **And without training?** The row *payoff* is the base's own samples, weighed: 0.22 of its energy, and two in five are worth keeping. A trained
 #   model draws new ones for as long as you like, at no reward each, but what it draws is less relaxed than that choice.
-# - **There is room.** Real molecules have an eighth of the base's energy. The payoff comes near that, no network does.
+# - **There is room.** Real molecules have a ninth of the base's energy by GFN1 (by GFN2 an eighth). The payoff has twice that, the best network six
+#   times.
 
 # %% [markdown]
 # ### What else changed, and what got worse
@@ -2052,14 +2153,15 @@ for share in experiments.SHARES:
 # %% [markdown]
 # How to read this.
 #
-# - **Stability.** Only stable molecules have a value, so training should raise this share, the control's
-#   too. What the control gains is re-training's gain, not the reward's.
+# - **Stability.** Only stable molecules have a value, so training should raise this share, the control's too. Here, with the reference *data*, it did
+#   not: control -0.3 points, and -9 at ESS 80 % at its strength. What a control gains is re-training's gain, not the reward's.
+# - **Connected.** 3 to 4 points fewer hang together at the strength; at strength 1 almost none are lost. That is a price of the multiplier.
 # - **Uniqueness must fall** as the target narrows: fewer distinct molecules carry the weight. The payoff's rows say how far.
 # - **Memorisation.** A falling ratio means that high QED is close to training molecules, or that few
 #   molecules were seen very often. With the reference *data* the student sees training molecules.
-# - **The judge is the graph's.** A physical energy would be the stricter judge.
+# - **The judge is the graph's.** What a physical energy says of these models was measured for the control only: 1.07 of the base's (above).
 #
-# No published table of RGDM on molecules could be had, so there is no published number to compare with.
+# RGDM's paper reports molecule generation as well. We did not have its tables, so no published number stands beside ours.
 #
 # Here are the first ten guided samples at ESS 40 %, none picked.
 
@@ -2089,10 +2191,10 @@ _, carried, top = heaviest(frozen.numpy())
 half = int(np.searchsorted(carried.cumsum(), 0.5)) + 1
 limit = 1 / float((torch.bincount(strata).double() / len(reference)).square().sum())
 long_run = experiments.GUIDANCE["laptop"]
-repeats = long_run["steps"] * long_run["batch"] / len(experiments.SHARES) / left
+repeats = long_run["steps"] * long_run["batch"] / left
 print(f"tau = {tau[10] / 20:.5f}: ESS {left:.1f} of {int(valued.sum()):,}; for tau to 0: {limit:.1f}")
 print(f"{half} graphs carry half of the weight; mean QED {float((frozen * qed.nan_to_num(0)).sum()):.3f}")
-print(f"the long experiment would show each effective molecule {repeats:,.0f} times")
+print(f"the long experiment would show each effective molecule {repeats:,.0f} times, on average")
 
 # %%
 words = [f"{c:.1%}, QED {qed[i]:.2f}" for c, i in zip(carried[:5], top[:5], strict=True)]
@@ -2120,7 +2222,7 @@ run.figure(
 # - Samples come from one neutral sampler; a cold one buys stability by narrowing the law.
 # - A copy that learned from a model's own samples shows the direction of its mistakes. Walk the other way.
 # - Success is closeness to the payoff: gap near 1, KS near its floor, no loss of stability, and all of it
-#   counted from a control that was trained the same way without the reward.
+#   counted from a control that was trained without the reward, best for as long.
 # - A student that stopped half way can be made stronger when sampling: multiply what it learned, by the number that
 #   brings the mean reward to the payoff's, and check the rest of the law.
 
@@ -2156,6 +2258,12 @@ run.finish()
 # - Ramakrishnan et al. 2014, *Quantum chemistry structures and properties of 134 kilo molecules*
 # - Zhang & Xu 2023, *Towards controllable diffusion models via reward-guided exploration*,
 #   arXiv 2304.07132: the method's origin
+# - Song, Meng & Ermon 2021, *Denoising diffusion implicit models*, arXiv 2010.02502: the sampler's family
+# - Ho & Salimans 2022, *Classifier-free diffusion guidance*, arXiv 2207.12598
+# - Kumar et al. 2019, *Reward-conditioned policies*, arXiv 1912.13465; Lu et al. 2023, *Contrastive energy prediction*, arXiv 2304.12824; Beirami et al. 2024,
+#   *Theoretical guarantees on the best-of-n alignment policy*, arXiv 2401.01879: the rivals
+# - RLPF, arXiv 2508.16521: stability and forces as rewards of a policy gradient
+# - Bannwarth et al. 2019 (GFN2-xTB), Grimme et al. 2017 (GFN1-xTB), Halgren 1996 (MMFF94): the energies
 # - Jin et al. 2025, *Inference-time alignment control for diffusion models with reinforcement learning guidance*,
 #   arXiv 2508.21016: the strength, for models tuned by RL (it is the colder payoff only for Gaussians with one width)
 # - Alemohammad et al. 2024, *Self-improving diffusion models with synthetic data*, arXiv 2408.16333: away from one's own samples

@@ -84,11 +84,12 @@ def table(header, rows):
 # **Question.** What does this course say, and does it hold?
 #
 # A *claim* is a sentence tied to a metric, a bound, a preset and a command. It holds if **every** seed's value
-# meets the bound; a good mean does not help. The bounds were written down before the numbers were known.
-# Nothing below is typed in: it is read from `rgdm_lib/course/claims.py` and from the reference results that
+# meets the bound; a good mean does not help. Most bounds were written down before the numbers were known. Seven were not: the six
+# behind 07's "which method when", and the one on the worst training of the ring, came after their tables. They say that a result still
+# stands, not that it was foreseen. Nothing below is typed in: it is read from `rgdm_lib/course/claims.py` and from the reference results that
 # ship in `data/reference`. `python -m rgdm_lib.course claims` prints the same.
 #
-# **Predict.** Of all claims, which share fails? A list without a failure would mean that its bounds were
+# **Predict.** Of all claims, which share fails? A list without a failure would make one suspect that its bounds were
 # chosen afterwards.
 
 # %%
@@ -126,7 +127,8 @@ for word, metric in (("pass", "claims_passing"), ("fail", "claims_failing"), ("n
 # ### How tight is a bound?
 #
 # Bounds come in different units, so we draw how much of what its bound allows a number uses. For "at most $b$"
-# that is the value over $b$; for "at least $b$" it is $b$ over the value; between two bounds it is the distance
+# that is the value over $b$; for "at least $b$" it is $b$ over the value, or, where a loss down to $b < 0$ is allowed, the value over $b$;
+# between two bounds it is the distance
 # from their middle over half their width. 1 is the bound. Left of it a claim holds.
 #
 # **Predict.** Are the claims that pass near their bounds or far from them? What would each tell you about
@@ -198,7 +200,7 @@ exercises.check("10.1", would_fail)
 
 # %% [markdown]
 # Here is what half of every bound would do to the claims of the course, of all kinds: whatever uses more than half of
-# its allowance.
+# its allowance. (A share that has to be at least 0.7 cannot be below 0.7 on this scale, so such claims are always on the list.)
 
 # %%
 worst = {s.claim.id: max(overview.strain(s.claim, v) for v in s.values) for s in statuses if s.values}
@@ -234,6 +236,8 @@ table(
          model.SAMPLING_STEPS],
         ["*guided away from its own mistakes*", "heavy7", ours("corrected_atom_stable"), ours("corrected_mol_stable"),
          ours("corrected_valid"), 2 * model.SAMPLING_STEPS],
+        ["*rewarded for stability, at its strength*", "heavy7", ours("stability_atom_stable"), ours("stability_mol_stable"),
+         ours("stability_valid"), 3 * model.SAMPLING_STEPS],
     ],
 )  # fmt: skip
 
@@ -243,16 +247,16 @@ table(
 # else: `heavy7` holds the 3,921 molecules with at most 7 heavy atoms, which are smaller and thus easier to get right as a
 # whole, and far fewer, thus harder to learn from. Each block has its own row of data; a model may only be read against
 # its own. EDM's rule gives the data 99.0 % of stable atoms in the papers, and a little more by its public code and by ours.
-# The last published row is trained by a reward, on what it is judged by in part: it says what a reward can
-# buy, not how good a base is.
+# The last published row is trained by a reward, on what it is judged by in part, and our last row by what it is judged by: they say
+# what a reward can buy, not how good a base is.
 #
-# No published table of RGDM on molecules could be had. So its effect is compared with what the course can
+# RGDM's paper reports molecule generation as well, but its tables could not be had. So its effect is compared with what the course can
 # compute: the exact payoff of the same samples.
 #
 # **Why ours is not higher.** A small network, trained for under three hours on one core, sampled without
-# tricks: more noise than DDPM's, or a lower temperature, would raise the stable share by narrowing the law (09, section 2). The last row
-# asks two networks at each step, the base and one that learned from the base's samples; its sampler is as neutral, and it finds *more* of the
-# held-out molecules (09, section 3).
+# tricks: more noise than DDPM's, or a lower temperature, would raise the stable share by narrowing the law (09, section 2). The row of
+# the model that goes away from its own mistakes asks two networks at each step, the base and one that learned from the base's samples; its sampler is as
+# neutral, and it finds *more* of the held-out molecules (09, section 3). The last row is RGDM's, with EDM's rule as its reward (09, section 5).
 
 # %%
 shape_metrics = {}
@@ -377,7 +381,7 @@ table(
          f"{floors('conditional')} floors, if the rewards asked for are drawn from the payoff's; {standing('reads-reward')}"],
         ["8. Does no sample of the model meet the wish (an ESS near 1)?", "*temper* with balance weights (06), or a policy "
          "gradient with a price on the KL (04)",
-         f"{standing('tempering-balanced')}; DDPO with KL {floors('ddpo_kl')} floors"],
+         f"{standing('tempering-balanced')}; DDPO with KL {floors('ddpo_kl')} floors; both measured where 10 % of the samples are effective"],
         ["9. Tempted to iterate weights?", "only with weights back to the fixed target",
          f"without them {floors('reward_weighted')} floors; after 4 rounds a temperature {drift} times too cold; {standing('iterated')}"],
     ],
@@ -386,7 +390,8 @@ table(
 # %% [markdown]
 # Take the order of the questions, not the digits: it is one world, eight dimensions, a smooth reward, a network that fits it,
 # and settings that the exact answer chose. On molecules the network is what limits all that train: of the gap to the payoff's QED, with 10,000 rewards
-# and as many batches, RGDM closes most, a network that reads the reward and the gradient of a learned value close next to nothing (09, section 5).
+# and 8,000 batches, RGDM closes a fifth, the gradient of a learned value 3 %, and a network that reads the reward ends below the base (one training
+# seed; 09, section 5).
 # On point clouds, with 12,000 rewards each, a label is worth having where there is one; where
 # there is none, RGDM is ahead of all that trains, and particles, which train nothing and pay for every sample, are ahead of it (08, section 6):
 
@@ -409,7 +414,9 @@ run.metric("rgdm_over_nearest_rival", np.mean(ends(rivals["rgdm"]["runs"])) / np
 # %% [markdown]
 # ## 4. What failed, and why
 #
-# Each claim that fails, with the reason as far as it is known. None was taken off the list, and no bound was widened.
+# Each claim that fails, with the reason as far as it is known. No bound was widened. But one claim changed its subject: that the whole law of QED
+# comes along was first asked of training alone (0.19 for at most 0.05), and is now asked of the model at its strength. And the indicator and the ring's
+# worst training meet their bounds since their steps were raised after a first table, on the same seeds (07).
 
 # %%
 ON, NOT = "07_rgdm", "no reason is known yet; its notebook shows all that was measured"
@@ -459,7 +466,7 @@ print(f"the same models at a strength set on other samples: {stronger}")
 #   one number, the strength, makes up for the rest, at 40 % for the whole law of QED (09, section 5).
 # - **The base comes first.** A reward multiplies what the base gets wrong. And some of that can be had back without data and without a
 #   reward: a copy that learned from the base's own samples shows the direction of its mistakes (09, section 3). That direction adds
-#   to the reward's: at the payoff's QED 81 and 86 % of the molecules are stable in two trainings, from the base as it is 71 % (09, section 5).
+#   to the reward's: at the payoff's QED 81 to 86 % of the molecules are stable in three trainings, from the base as it is 71 % (09, section 5).
 # - **A base is what its sampler draws.** The ring stood on this list, at 2.1 floors for 1.5, and the network was blamed. It was mostly the
 #   steps of the sampler: even ones drew modes 3 % too narrow, and weights move a mode by the *square* of its width. A base trained three times
 #   as long, in even steps, still led to pools of weighted samples 1.5 to 1.7 floors away; with steps that are short where there is little
@@ -481,10 +488,11 @@ print(f"the same models at a strength set on other samples: {stronger}")
 # Of the course:
 #
 # - **Small.** Molecules of at most 7 heavy atoms, one size of network, a CPU. No number here is a QM9 number.
-# - **Few seeds.** Some claims rest on one training seed; the table above says which. A range over two or three seeds is
+# - **Few seeds.** Some claims rest on one training. The table above counts runs of the notebook: where all of a claim's values are alike,
+#   the notebook read one shipped result. A range over two or three seeds is
 #   no interval of confidence.
 # - **Exact answers chose the settings** of the rivals and of RGDM on the toy worlds. Nobody has them elsewhere.
-# - **Two rewards on molecules**: QED, whose judge is the graph and not physics, and the energy that a sample gives off when it relaxes.
+# - **Three rewards on molecules**: QED, whose judge is the graph and not physics, EDM's rule itself, and the energy that a sample gives off when it relaxes.
 # - **The paper itself was not reproduced.** Its tables could not be had, and its derivation, as public reviews say, has errors. The course
 #   re-derives the method and tests every equation instead.
 
