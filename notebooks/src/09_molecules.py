@@ -1992,8 +1992,8 @@ assert at_s["memorisation_ratio"] > of_base["memorisation_ratio"] and at_s["vali
 #   the base's samples and EDM's rule.
 # - **It is not the cold sampler's trick.** *More* of them are valid and different from each other than of the base's, and they are no nearer to the training molecules. RDKit's own
 #   reading of the geometry, which no reward asked, agrees: 95 % have a graph by the lenient rule, of the base's 79 %.
-# - **A strength of six is far from 1.** The two learned a sixth of what they were to learn, and what else they learned differently is multiplied, too: see the columns QED and nitrogen. Only
-#   one training seed was tried.
+# - **A strength of six is far from 1.** A sixth of the difference was learned, and whatever else the two learned differently is multiplied, too: the QED
+#   of the stable is 0.415, where the payoff keeps 0.424. (Nitrogen comes near the data's, which nobody asked.) Only one training seed was tried.
 #
 # RLPF reports such a gain on QM9 for a network trained further by a policy gradient: from EDM's 82 to 93 % (notebook 10 has the numbers side by side, and why they may not be compared).
 # Is a molecule that satisfies a table of distances a good one? The next section asks physics.
@@ -2088,6 +2088,7 @@ run.metric("relaxation_energy_ratio_payoff", over_base["payoff"]["relaxation_gfn
 # %%
 r = {kind: over_base[kind]["relaxation_gfn1"] for kind in laws}
 assert 0.1 < r["real"] < 0.14 and abs(r["control_of_data"] - 1.07) < 0.01
+assert abs(r["rewarded_for_stability"] - 1) < 0.08
 assert r["payoff"] < 0.25 and 1.9 < r["control"] < 2.2 and 1 < r["guided"] < 1.25 and 0.6 < r["strengthened"] < 0.75
 assert all(abs(over_base[kind]["relaxation_gfn1"] - over_base[kind]["relaxation_gfn2"]) < 0.03 for kind in laws)
 assert over_base["strengthened"]["relaxation_mmff94"] < 0.75
@@ -2104,6 +2105,8 @@ assert quality["strengthened"]["unique_edm"] < quality["base"]["unique_edm"] - 0
 #   cannot fall below 0 does not fall along a line.
 # - **It is not hacked.** GFN1, which took no part, gives the same ratios to a few hundredths; MMFF94, of another family, ranks base, payoff, control and
 #   the strengthened model the same way, with smaller differences.
+# - **A table of distances is not physics, but it was not hacked either.** The model rewarded for EDM's rule has stable molecules as bent as the base's (1.03), neither better nor worse,
+#   and 92 % of its samples are such molecules, of the base's 70 %. What is not asked for does not come: for rest one has to pay.
 # - **It is not free.** More molecules are stable and valid, but fewer are different: the reward likes what is easy to draw at rest.
 # - **And without training?** The row *payoff* is the base's own samples, weighed: 0.22 of its energy, and two in five are worth keeping. A trained
 #   model draws new ones for as long as you like, at no reward each, but what it draws is less relaxed than that choice.
