@@ -1988,14 +1988,14 @@ assert at_s["memorisation_ratio"] > of_base["memorisation_ratio"] and at_s["vali
 # - **A copy pays.** 47 % of the control's molecules are stable, of the base's 70 %.
 # - **Seen alone, the guided model would say that the reward did harm.** It was trained as long again, on the payoff's weights, and ends at 64 %, below the base that it
 #   learned from. Against its control it has twice the odds of a stable molecule. That difference is what the reward has taught.
-# - **Added to the base it does what was asked.** At $s = 6.0$ 92.4 % are stable, three points below the payoff, 99.1 % of the atoms, and 97 % are valid. No data was needed, only
+# - **Added to the base it does what was asked.** At $s = 6.0$ 92.4 % are stable, three points below the payoff, 99.1 % of the atoms, and 97 % are valid. No data was needed beyond
 #   the base's samples and EDM's rule.
 # - **It is not the cold sampler's trick.** *More* of them are valid and different from each other than of the base's, and they are no nearer to the training molecules. RDKit's own
 #   reading of the geometry, which no reward asked, agrees: 95 % have a graph by the lenient rule, of the base's 79 %.
 # - **A strength of six is far from 1.** A sixth of the difference was learned, and whatever else the two learned differently is multiplied, too: the QED
 #   of the stable is 0.415, where the payoff keeps 0.424. (Nitrogen comes near the data's, which nobody asked.) Only one training seed was tried.
 #
-# RLPF reports such a gain on QM9 for a network trained further by a policy gradient: from EDM's 82 to 93 % (notebook 10 has the numbers side by side, and why they may not be compared).
+# RLPF reports such a gain on QM9 for a network trained further by a policy gradient, with forces as its reward: from EDM's 82 to 93 % (notebook 10 has the numbers side by side, and why they may not be compared).
 # Is a molecule that satisfies a table of distances a good one? The next section asks physics.
 
 # %% [markdown]
