@@ -16,7 +16,8 @@ def claim(*bounds):
 def test_a_claim_holds_exactly_where_its_strain_is_at_most_1(one):
     edges = [bound for _, bound in one.bounds]
     near = [e + sign * size for e in edges for sign in (-1, 1) for size in (1e-6, 0.01, 0.3, 5)]
-    for value in (value for value in near if value >= 0 or min(edges) < 0):
+    signed = one.bounds == ((">=", 0),) or min(edges) < 0
+    for value in (value for value in near if value >= 0 or signed):
         assert (strain(one, value) <= 1) == one.holds(value), value
 
 
@@ -30,6 +31,8 @@ def test_a_claim_holds_exactly_where_its_strain_is_at_most_1(one):
         ([(">=", -0.03)], 0.03, -1.0),
         ([(">=", 0.9), ("<=", 1.1)], 0.8, 2.0),
         ([(">=", 0), ("<=", 3)], 0.75, 0.25),
+        ([(">=", 0)], 0.3, 0.0),
+        ([(">=", 0)], -0.3, float("inf")),
     ],
 )
 def test_strain(bounds, value, expected):

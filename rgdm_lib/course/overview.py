@@ -12,6 +12,7 @@ def strain(claim: Claim, value: float) -> float:
     allowed). Two bounds: the distance from their middle over half their distance; a lower bound of
     0 beside an upper one only says that the number is not negative, so value / b. At or below 0
     where nothing of the allowance is used, infinite for a value at or below 0 that has to be above.
+    ``>= 0`` alone allows nothing that could be used: 0 where it holds, else infinite.
 
     Raises:
         ValueError: bounds of another kind.
@@ -25,6 +26,8 @@ def strain(claim: Claim, value: float) -> float:
             return bound / value if value > 0 else float("inf")
         case ((">=", bound),) if bound < 0:
             return value / bound
+        case ((">=", 0),):
+            return 0.0 if value >= 0 else float("inf")
     raise ValueError(f"claim {claim.id}: no scale for the bounds {claim.bound_text}")
 
 
