@@ -157,7 +157,8 @@ def test_other_files_are_refused(tmp_path):
 def test_properties_of_an_xyz_comment_keep_their_names_and_quoted_values(tmp_path):
     path = tmp_path / "OWN.XYZ"  # however the ending is written
     atoms = "\n".join(f"{s} {x} {y} {z}" for s, x, y, z in WATER)
-    path.write_text(f'3\nhomo-lumo=7 E="-3.5" name=water gap=0.25\n{atoms}\n')
+    path.write_text(f'3\nhomo-lumo=7 E="-3.5" name=water mu="0.1 0.2 0.3" gap=0.25\n{atoms}\n')
+    # a vector is no number: its first component would pass for one
     found = read_molecules(path)
     assert {k: v.tolist() for k, v in found.properties.items()} == {
         "homo-lumo": [7.0], "E": [-3.5], "gap": [0.25]
