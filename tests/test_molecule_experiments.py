@@ -86,7 +86,7 @@ def test_batches_follow_the_weights():
         (experiments.redraw_qed, {"share": 50}, "no share 50: choose from 100, 80, 40, 10"),
         (longer.guide_longer, {"share": 50}, "no share 50"),
         (correction.guide_corrected, {"shares": (40, 30)}, "no share 30"),
-        (properties.target_properties, {"properties": ("mu", "homo")}, "no property 'homo'"),
+        (properties.target_properties, {"kinds": ("control", "base")}, "no kind 'base'"),
     ],
 )
 def test_a_name_that_there_is_not_is_refused_before_anything_is_trained(

@@ -7,20 +7,20 @@ import pytest
 import torch
 
 from rgdm_lib.molecules import properties, regressors
-from rgdm_lib.molecules.data import encode
-from rgdm_lib.molecules.model import molecule_diffusion
+from rgdm_lib.molecules.data import encode, load_set, save_set
+from rgdm_lib.molecules.model import load_model, molecule_diffusion
 from rgdm_lib.molecules.regressors import Protocol, Regressor, labelled_batches, predict
-from rgdm_lib.training import load_tensors
+from rgdm_lib.training import load_tensors, save_weights
 
 
 @pytest.fixture(scope="module")
 def protocol() -> Protocol:
-    return Protocol("alpha")
+    return Protocol()
 
 
 def _regressor() -> Regressor:
     torch.manual_seed(0)
-    return Regressor(hidden=16, edge=8, layers=2).eval()
+    return Regressor(hidden=16, edge=8, layers=2, values=2).eval()
 
 
 def test_a_regressor_heeds_neither_place_nor_direction_nor_order(protocol):
@@ -31,17 +31,20 @@ def test_a_regressor_heeds_neither_place_nor_direction_nor_order(protocol):
     moved = torch.cat([x[..., :3] @ rotation + 2.0, x[..., 3:]], -1)[:, order]
     value = network(x).detach()
     torch.testing.assert_close(network(moved), value, atol=1e-5, rtol=0)
+    assert float((value[:, 0] - value[:, 1]).abs().min()) > 1e-4
     other = torch.cat([1.1 * x[..., :3], x[..., 3:]], -1)
-    assert value.shape == (5,) and float((network(other).detach() - value).abs().min()) > 1e-4
+    moves = (network(other).detach() - value).abs().amax(1)
+    assert value.shape == (5, 2) and float(moves.min()) > 1e-4
 
 
 def test_a_regressor_learns():
-    """Mean over the atoms of 0.5 for each hydrogen, -0.5 for the rest, in 300 steps."""
+    """Mean over the atoms of 0.5 for each hydrogen, -0.5 for the rest, minus that; 300 steps."""
     torch.manual_seed(0)
-    data = Protocol("alpha").data.part("train").subset(np.arange(100, 300))
+    data = Protocol().data.part("train").subset(np.arange(100, 300))
     label = torch.stack(
         [torch.from_numpy(data.atoms(i)[1] == 1).float().mean() - 0.5 for i in range(len(data))]
     )
+    label = torch.stack([label, -label], 1)
     network, batches = _regressor(), labelled_batches(data, label, 32)
     optimizer = torch.optim.Adam(network.parameters(), 3e-3)
     for _ in range(300):
@@ -56,20 +59,19 @@ def test_the_parts_are_disjoint_and_their_units_come_from_a_fourth(protocol):
     parts = [protocol.evaluator_half, protocol.generator_half, protocol.data.part("test")]
     assert [len(part) for part in parts] == [1568, 1568, 393]
     assert len(set(np.concatenate([part.index for part in parts]))) == 1568 + 1568 + 393
-    values = protocol.data.part("valid").property("alpha")
-    normalised = protocol.normalised(values)
-    assert float(normalised.mean()) == pytest.approx(0, abs=1e-5)
-    assert float(normalised.abs().mean()) == pytest.approx(1, rel=1e-5)
-    with pytest.raises(ValueError, match="no property 'G' here: choose from alpha, mu, gap"):
-        Protocol("G")
+    valid = protocol.data.part("valid")
+    for k, name in enumerate(regressors.UNITS):
+        normalised = protocol.normalised(name, valid.property(name))
+        assert float(normalised.mean()) == pytest.approx(0, abs=1e-5)
+        assert float(normalised.abs().mean()) == pytest.approx(1, rel=1e-5)
+        assert torch.equal(protocol.labels(valid)[:, k], normalised)
 
 
 def test_an_error_is_in_the_units_of_the_property(protocol):
-    """A network that always says 0 says the mean of the valid part."""
-    test = protocol.data.part("test")
-    values = test.property("alpha")
-    found = protocol.error(lambda x: torch.zeros(len(x)), test, values)
-    assert found == pytest.approx(np.abs(values - protocol.mean).mean(), rel=1e-5)
+    """A word of 0 is the mean of the valid part."""
+    values = protocol.data.part("test").property("gap")
+    found = protocol.error("gap", torch.zeros(len(values)), values)
+    assert found == pytest.approx(np.abs(values - protocol.mean["gap"]).mean(), rel=1e-5)
 
 
 def test_labels_stay_with_their_molecules(protocol):
@@ -93,13 +95,36 @@ def test_predictions_come_in_the_order_of_the_molecules(protocol):
     assert made.tolist() == [float((data.atoms(i)[1] == 1).sum()) for i in range(len(data))]
 
 
+def _asked(molecules, name, target):
+    """The molecules, asked for the property."""
+    number = np.full(len(molecules), list(regressors.UNITS).index(name))
+    return molecules.with_properties(asked=number, target=target)
+
+
+def test_what_the_network_is_told(protocol):
+    """Each molecule asks for each property: one-hot, and its normalised value in the same place."""
+    half = protocol.generator_half.subset([5, 6])
+    questions = properties.all_questions(half)
+    c = properties.conditions(protocol, questions)
+    assert c.shape == (6, 6) and c[:, :3].argmax(1).tolist() == [0, 0, 1, 1, 2, 2]
+    assert bool((c[:, :3].sum(1) == 1).all())
+    labels = protocol.labels(half)
+    for row, k in enumerate(c[:, :3].argmax(1)):
+        values = [float(labels[row % 2, k]) if i == k else 0.0 for i in range(3)]
+        assert c[row, 3:].tolist() == pytest.approx(values)
+    with pytest.raises(ValueError, match="no property 'homo' here: choose from alpha, mu, gap"):
+        properties.asked_for("homo", questions)
+
+
 def test_the_reward_is_minus_the_distance_of_stable_molecules(protocol):
     half = protocol.generator_half.subset([400, 401, 402])
     broken = half.positions.copy()
     broken[half.starts[1] : half.starts[2]] *= 3.0  # the second falls to pieces
-    target = protocol.mean + protocol.scale * np.array([0.0, 0.0, 2.0])
-    pool = type(half)(half.n_atoms, half.numbers, broken, {"target": target})
-    draw = properties.property_draw(protocol, pool, lambda x: torch.full((len(x),), 0.5))
+    target = protocol.mean["mu"] + protocol.scale["mu"] * np.array([0.0, 0.0, 2.0])
+    pool = _asked(type(half)(half.n_atoms, half.numbers, broken), "mu", target)
+    both = type(half).concatenate([pool, _asked(half, "gap", target)])
+    said = torch.tensor([9.0, 0.5, 9.0])
+    draw = properties.property_draw(protocol, "mu", both, lambda x: said.expand(len(x), 3))
     assert draw.reward[[0, 2]].tolist() == pytest.approx([-0.5, -1.5], abs=1e-5)
     assert bool(draw.reward[1].isnan()) and draw.strata.tolist() == half.n_atoms.tolist()
 
@@ -114,31 +139,66 @@ def test_each_molecule_is_sampled_for_its_own_target(protocol):
         a = alpha_bar[t].float()[:, None, None]
         x0 = torch.zeros_like(x_t)
         x0[..., 3] = 0.25
-        x0[:, :, 0] = c * torch.linspace(-1, 1, x_t.shape[1])
+        x0[:, :, 0] = c[:, 1:] * torch.linspace(-1, 1, x_t.shape[1])
         return (x_t - a.sqrt() * x0) / (1 - a).sqrt()
 
     sizes, c = torch.tensor([5, 3, 5, 3, 5, 5]), torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0, 6.0])
-    made = properties.sample_conditional(knows, sizes, c, "quick", batch=2)
-    assert made.n_atoms.tolist() == sizes.tolist() and told[0].shape == (2, 1)
+    made = properties.sample_conditional(knows, sizes, torch.stack([-c, c], 1), "quick", batch=2)
+    assert made.n_atoms.tolist() == sizes.tolist() and told[0].shape == (2, 2)
     length = [float(np.ptp(made.atoms(i)[0][:, 0])) for i in range(6)]
     assert length == pytest.approx((2 * c).tolist(), abs=0.02)
 
 
-def test_the_table_and_its_alarm(protocol, monkeypatch):
-    """An evaluator that says 0 of everything; targets that are there or one unit away."""
-    monkeypatch.setattr(protocol, "regressor", lambda kind: lambda x: torch.zeros(len(x)))
+def test_questions_are_those_of_the_half_and_the_noise_alone(protocol, tmp_path):
+    """Whatever the order and the process they are sampled in; parts are not made again."""
+
+    def silent(x_t, t, c):
+        return x_t
+
+    def sample(folder, names):
+        folder.mkdir(exist_ok=True)
+        path, out = folder / "set.npz", folder
+        properties.sample_questions(protocol, silent, path, out, "quick", 6, 5, names, s=2.0)
+        return path
+
+    path = sample(tmp_path / "a", ("gap",))
+    assert not path.exists()
+    part = tmp_path / "a" / "set_gap.npz"
+    before = part.stat().st_mtime_ns
+    sample(tmp_path / "a", ("alpha", "mu", "gap"))
+    assert part.stat().st_mtime_ns == before
+    made = load_set(path)
+    assert made.property("s").tolist() == [2.0] * 18
+    assert made.property("asked").tolist() == [0] * 6 + [1] * 6 + [2] * 6
+    for name in regressors.UNITS:
+        asked, half = properties.asked_for(name, made), protocol.generator_half
+        known = dict(zip(half.property(name).astype("float32"), half.n_atoms, strict=True))
+        target = asked.property("target").astype("float32")
+        assert set(target) <= set(known)  # real pairs of size and value, but for equal values
+        assert sum(known[c] == n for c, n in zip(target, asked.n_atoms, strict=True)) >= 5
+    again = load_set(sample(tmp_path / "b", tuple(regressors.UNITS)))
+    assert np.array_equal(again.positions, made.positions)
+
+
+def test_the_table_and_its_alarm(protocol):
+    """An evaluator that says 0 of everything; targets that are there or two units away."""
+
+    def evaluator(x):
+        return torch.zeros(len(x), 3)
+
     half = protocol.generator_half.subset(np.arange(300, 400))
-    far = half.with_properties(target=np.full(100, protocol.mean + 2 * protocol.scale))
-    own = half.with_properties(target=half.property("alpha"))
-    found = properties.errors(protocol, {"conditional": own, "guided": far})
+    mean, scale = protocol.mean["alpha"], protocol.scale["alpha"]
+    far = _asked(half, "alpha", np.full(100, mean + 2 * scale))
+    own = _asked(half, "alpha", half.property("alpha"))
+    sets = {"conditional": own, "guided": far}
+    found = properties.errors(protocol, "alpha", evaluator, sets)
     test = protocol.data.part("test").property("alpha")
-    assert found["evaluator"] == pytest.approx(np.abs(test - protocol.mean).mean(), rel=1e-5)
-    assert found["guided"] == pytest.approx(2 * protocol.scale, rel=1e-5)
-    spread = np.abs(half.property("alpha") - protocol.mean).mean()
-    assert 0 < found["atoms only"] < 0.8 * spread
-    near = half.with_properties(target=np.full(100, protocol.mean))
+    assert found["evaluator"] == pytest.approx(np.abs(test - mean).mean(), rel=1e-5)
+    assert found["guided"] == pytest.approx(2 * scale, rel=1e-5)
+    assert 0 < found["atoms only"] < 0.8 * np.abs(half.property("alpha") - mean).mean()
+    near = _asked(half, "alpha", np.full(100, mean))
     with pytest.warns(UserWarning, match="guided: alpha is 0 from its targets, less than the eval"):
-        properties.errors(protocol, {"conditional": own, "guided": near})
+        properties.errors(protocol, "alpha", evaluator, sets | {"guided": near})
 
 
 def _distance(a: dict, b: dict) -> float:
@@ -146,32 +206,81 @@ def _distance(a: dict, b: dict) -> float:
 
 
 def test_experiment_all_from_the_conditional_model(tmp_path, capsys):
-    options = {"properties": ("mu",), "seeds": (0,)}
-    paths = properties.target_properties("quick", tmp_path, **options)
-    protocol = Protocol("mu", home=tmp_path)
-    assert paths == [protocol.path(kind) for kind in ("conditional", "control_seed0", "seed0")]
-    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("mu")]
-    assert lines[0].startswith("mu: error of the evaluator ") and lines[0].endswith(" Debye")
-    assert "conditional" in lines[1] and "atoms only" in lines[-1]
+    paths = properties.target_properties("quick", tmp_path, seeds=(0,))
+    protocol = Protocol(home=tmp_path)
+    kinds = ["conditional", "longer_seed0", "control_seed0", "guided_seed0"]
+    assert paths == [protocol.path(kind) for kind in kinds]
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in lines[:3]] == ["alpha", "mu", "gap"]
+    assert lines[1].startswith("mu: error of the evaluator ") and lines[1].endswith(" Debye")
     sets = properties.load_sets(protocol, 0)
-    assert [len(molecules) for molecules in sets.values()] == [200, 40, 40]
-    control, guided = sets["control"], sets["guided"]
-    assert control.n_atoms.tolist() == guided.n_atoms.tolist()  # the same draws
-    assert control.property("target").tolist() == guided.property("target").tolist()
-    conditional, control, guided = (
-        load_tensors(path.with_name(path.name.replace("_samples.npz", ".safetensors")))[0]
-        for path in paths
-    )
-    assert bool((conditional["embed.weight"][:, -1] != 0).any())  # it heeds what it is told
+    assert {kind: len(molecules) for kind, molecules in sets.items()} == {
+        "conditional": 240, "longer": 120, "control": 120, "guided": 120,
+    }  # fmt: skip
+    for name in ("asked", "target"):  # the same draws
+        assert sets["control"].property(name).tolist() == sets["guided"].property(name).tolist()
+    networks = [load_tensors(protocol.path(kind, ".safetensors"))[0] for kind in kinds]
+    conditional, longer, control, guided = networks
+    assert bool((conditional["embed.weight"][:, -6:] != 0).any(0).all())  # it heeds all it is told
     step = _distance(conditional, control)
-    assert 0 < step and _distance(conditional, guided) < 1.3 * step  # both from the conditional
-    assert _distance(control, guided) > 0
+    assert 0 < step and _distance(conditional, guided) < 1.3 * step  # all from the conditional
+    assert 0 < _distance(conditional, longer) < 1.3 * step
+    assert min(_distance(control, guided), _distance(control, longer)) > 0
     evaluator, reward = (protocol.regressor(kind) for kind in regressors.REGRESSORS)
     assert _distance(evaluator.state_dict(), reward.state_dict()) > 0
     before = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
     content = paths[-1].read_bytes()
-    paths[-1].unlink()
-    properties.target_properties("quick", tmp_path, **options)
+    for path in tmp_path.glob("*guided_seed0*.npz"):
+        path.unlink()
+    properties.target_properties("quick", tmp_path, seeds=(0,))
     assert paths[-1].read_bytes() == content  # made again, to the bit
     changed = {path.name for path in before if path.stat().st_mtime_ns != before[path]}
-    assert all(name.startswith("property_heavy7_mu_seed0") for name in changed)
+    assert all(name.startswith("property_heavy7_guided_seed0") for name in changed)
+
+
+class _Telling:
+    """Sets for `strengthen_properties` whose mean reward is ten times the strength, less 5."""
+
+    def __init__(self, protocol, monkeypatch):
+        self.asked, self.protocol = [], protocol
+        half = protocol.generator_half.subset(np.arange(200))
+        self.questions = properties.all_questions(half)
+        monkeypatch.setattr(properties, "sample_questions", self.sample)
+        monkeypatch.setattr(properties, "_level", lambda protocol, made, network: self.level(made))
+
+    def level(self, made):
+        return float(made.property("level")[0])
+
+    def set_of(self, level):
+        n = len(self.questions)
+        return self.questions.with_properties(level=np.full(n, level))
+
+    def sample(self, protocol, denoiser, path, out, preset, n, noise, strength):
+        self.asked.append((path.name, noise, strength))
+        made = self.set_of(-0.5 + 0.1 * strength)
+        save_set(path, made.with_properties(strength=np.full(len(made), strength)))
+
+
+def test_the_strength_is_on_the_line_through_a_trial(tmp_path, monkeypatch):
+    protocol = Protocol(home=tmp_path)
+    monkeypatch.setattr(Protocol, "regressor", lambda self, kind: lambda x: torch.zeros(len(x), 3))
+    telling = _Telling(protocol, monkeypatch)
+    save_set(protocol.path("conditional"), telling.set_of(-0.5))
+    save_set(protocol.path("control_seed0"), telling.set_of(-0.5))
+    save_set(protocol.path("guided_seed0"), telling.set_of(-0.45))
+    network = load_model()[0].conditional(6)
+    for kind in ("conditional", "control_seed0", "guided_seed0"):
+        details = {"network": network.settings}
+        save_weights(protocol.path(kind, ".safetensors"), network, details)
+    monkeypatch.setattr(properties, "payoff_level", lambda target: -0.3)
+    (path,) = properties.strengthen_properties("quick", tmp_path, seeds=(0,))
+    (trial, noise, tried), (name, fresh, strength) = telling.asked
+    assert (trial, name) == (path.stem + "_trial.npz", path.name) and noise != fresh
+    assert tried == pytest.approx(0.2 / 0.05)  # as far as the difference at strength 1 promises
+    assert strength == pytest.approx(2.0)  # where the trial's line meets the payoff
+    properties.strengthen_properties("quick", tmp_path, seeds=(0,))
+    assert len(telling.asked) == 2
+    path.unlink()
+    save_set(protocol.path("guided_seed0"), telling.set_of(-0.6))
+    with pytest.raises(ValueError, match="mean reward is 0.1 below its control's"):
+        properties.strengthen_properties("quick", tmp_path, seeds=(0,))

@@ -1,9 +1,13 @@
-"""A property near a target c: conditional model, control and RGDM, judged by EDM's protocol.
+"""A property near a target c: conditional model, rows beside it and RGDM, judged by EDM's protocol.
 
 The reward is r(x, c) = -|f(x) - c| with f the reward network (`regressors`) and c the normalised
-property. The conditional model is the base model, given c and trained on the generators' half: the
-base saw molecules of both halves, never a property. Targets are drawn as EDM does, N ~ p(N) and
-c ~ p(c | N): those of a random molecule of that half.
+property. The conditional model is the base model, told which property is asked for and its value c,
+and trained on the generators' half: the base saw molecules of both halves, never a property. EDM
+trains a model for each property; here one answers for all, so that three take the time of one.
+Targets are drawn as EDM does, N ~ p(N) and c ~ p(c | N): those of a random molecule of that half.
+
+Three models go on from it for equally long: on real molecules ("longer"), on its own samples in
+equal weights ("control"), on these at the temperature of the payoff ("guided").
 """
 
 from __future__ import annotations
@@ -20,6 +24,7 @@ from torch import Tensor, nn
 
 from rgdm_lib._kept import require_known
 from rgdm_lib.diffusion import Denoiser
+from rgdm_lib.in_parts import SIZE
 from rgdm_lib.molecules import judges
 from rgdm_lib.molecules.data import MoleculeSet, load_set
 from rgdm_lib.molecules.egnn import EGNN
@@ -28,6 +33,7 @@ from rgdm_lib.molecules.experiments import (
     GUIDANCE,
     SEEDS,
     STEPS,
+    STRENGTHENED,
     base_file,
     command_line,
     fast,
@@ -48,21 +54,55 @@ from rgdm_lib.molecules.regressors import (
     predict,
     train_regressor,
 )
-from rgdm_lib.payoff import Draw, temperature_for_ess
+from rgdm_lib.molecules.stability import toward_stable
+from rgdm_lib.payoff import Draw, Weighted, temperature_for_ess
+from rgdm_lib.strength import matching_strength, payoff_level, reward_level
 
-KINDS = ("control", "guided")
-SHARE = 0.4  # effective samples, of those with a value
-POOL = {"quick": 200, "laptop": 10_000, "full": 10_000}
-SAMPLES = {"quick": 40, "laptop": 2000, "full": 10_000}
-
-
-def guided_kind(kind: str, seed: int) -> str:
-    """What `Protocol.path` calls the "control" or the "guided" model of a training seed."""
-    return f"control_seed{seed}" if kind == "control" else f"seed{seed}"
+KINDS = ("longer", "control", "guided")
+SHARE = 0.4  # effective samples, of those with a value, for each property
+POOL = {"quick": 80, "laptop": 4000, "full": 10_000}  # samples for each property
+SAMPLES = {"quick": 40, "laptop": 1000, "full": 10_000}
+POOL_NOISE = 1000  # no seed of the others
 
 
-def property_draw(protocol: Protocol, pool: MoleculeSet, network: nn.Module) -> Draw:
-    """Samples of the conditional model (with property target) and their reward, by size.
+def told(asked: Tensor, c: Tensor) -> Tensor:
+    """What the network is told, (n, 6): the number of the property (n,), one-hot, and c (n,)."""
+    which = nn.functional.one_hot(asked, len(UNITS)).float()
+    return torch.cat([which, which * c[:, None]], 1)
+
+
+def all_questions(molecules: MoleculeSet) -> MoleculeSet:
+    """Each molecule once for each property, with properties asked (its number) and target."""
+    return MoleculeSet.concatenate(
+        [
+            molecules.with_properties(asked=np.full(len(molecules), k), target=values)
+            for k, values in enumerate(molecules.property(name) for name in UNITS)
+        ]
+    )
+
+
+def conditions(protocol: Protocol, molecules: MoleculeSet) -> Tensor:
+    """`told`, (n, 6), of molecules with the properties asked and target."""
+    asked, target = molecules.property("asked").astype(int), molecules.property("target")
+    c = torch.empty(len(molecules))
+    for k, name in enumerate(UNITS):
+        c[asked == k] = protocol.normalised(name, target[asked == k])
+    return told(torch.from_numpy(asked), c)
+
+
+def asked_for(name: str, molecules: MoleculeSet) -> MoleculeSet:
+    """Those of which a property was asked.
+
+    Raises:
+        ValueError: an unknown property.
+    """
+    if name not in UNITS:
+        raise ValueError(f"no property {name!r} here: choose from {', '.join(UNITS)}")
+    return molecules.subset(np.flatnonzero(molecules.property("asked") == list(UNITS).index(name)))
+
+
+def property_draw(protocol: Protocol, name: str, pool: MoleculeSet, network: nn.Module) -> Draw:
+    """Samples that were asked for a property, and their reward, by size.
 
     No value for what is not stable by EDM's rule and in one piece: a regressor's word on a heap of
     atoms means nothing.
@@ -70,65 +110,137 @@ def property_draw(protocol: Protocol, pool: MoleculeSet, network: nn.Module) -> 
     The weights need no normalisation for each c: what is trained is p(x | c), and a factor Z(c)
     only changes how often c comes up.
     """
-    reward = -(predict(network, pool) - protocol.normalised(pool.property("target"))).abs()
-    reward = reward.masked_fill(judges.stability(pool) != 1, math.nan)
-    return Draw(pool, reward, torch.from_numpy(pool.n_atoms))
+    asked = asked_for(name, pool)
+    said = predict(network, asked)[:, list(UNITS).index(name)]
+    reward = -(said - protocol.normalised(name, asked.property("target"))).abs()
+    reward = reward.masked_fill(judges.stability(asked) != 1, math.nan)
+    return Draw(asked, reward, torch.from_numpy(asked.n_atoms))
+
+
+def property_targets(draw: Draw) -> dict[str, Weighted]:
+    """The samples in equal weights ("control") and under their payoff weights ("guided")."""
+    tau = temperature_for_ess(draw.reward, SHARE, draw.strata)
+    return {"control": equal_weights(draw), "guided": draw.weigh(tau)}
 
 
 def sample_conditional(
     denoiser: Denoiser, sizes: Tensor, c: Tensor, preset: str, batch: int = 256
 ) -> MoleculeSet:
-    """A molecule of each size (n,) for each target c (n,), in their order."""
+    """A molecule of each size (n,) for each row of conditions c (n, k), in their order."""
     parts, order = [], []
     for size in sizes.unique():
         for index in torch.nonzero(sizes == size)[:, 0].split(batch):
 
-            def told(x_t: Tensor, t: Tensor, cond: None, c: Tensor = c[index, None]) -> Tensor:
+            def knows(x_t: Tensor, t: Tensor, cond: None, c: Tensor = c[index]) -> Tensor:
                 return denoiser(x_t, t, c)
 
             bf16 = preset != "quick"
-            parts.append(sample_molecules(told, sizes[index], STEPS[preset], batch, bf16))
+            parts.append(sample_molecules(knows, sizes[index], STEPS[preset], batch, bf16))
             order.append(index)
     return MoleculeSet.concatenate(parts).subset(torch.argsort(torch.cat(order)).numpy())
 
 
-def errors(protocol: Protocol, sets: dict[str, MoleculeSet]) -> dict[str, float]:
+def sample_questions(
+    protocol: Protocol,
+    denoiser: Denoiser,
+    path: Path,
+    out: Path,
+    preset: str,
+    n: int,
+    noise: int,
+    names: tuple = tuple(UNITS),
+    **settings: float,
+) -> Path:
+    """n samples for each property, with asked and target; sizes, targets and noise by ``noise``.
+
+    The samples of a property are written in ``out`` and not made again; ``path`` appears with the
+    last of them.
+
+    Args:
+        protocol: parts and units.
+        denoiser: told as `told` says.
+        path: file to write.
+        out: folder of the parts.
+        preset: quick, laptop or full.
+        n: samples for each property.
+        noise: seed.
+        names: properties to do now.
+        settings: further columns of one value.
+    """
+    parts = {name: out / f"{path.stem}_{name}.npz" for name in UNITS}
+    for name in names:
+        if parts[name].exists():
+            continue
+        k, half = list(UNITS).index(name), protocol.generator_half
+        print(f"{path.stem}: {n} samples for {name}", flush=True)
+        torch.manual_seed(len(UNITS) * noise + k)
+        asked = half.subset(torch.randint(len(half), (n,)).numpy())
+        columns = {key: np.full(n, value) for key, value in settings.items()}
+        columns |= {"asked": np.full(n, k), "target": asked.property(name)}
+        questions = asked.with_properties(**columns)
+        sizes, c = torch.from_numpy(asked.n_atoms), conditions(protocol, questions)
+        made = sample_conditional(denoiser, sizes, c, preset, SIZE)
+        write_scored(made.with_properties(**columns), parts[name], preset)
+    if all(part.exists() for part in parts.values()):
+        write_scored(
+            MoleculeSet.concatenate([load_set(part) for part in parts.values()]), path, preset
+        )
+    return path
+
+
+def errors(
+    protocol: Protocol, name: str, evaluator: nn.Module, sets: dict[str, MoleculeSet]
+) -> dict[str, float]:
     """Mean absolute errors in the property's unit, unstable molecules included, as EDM does.
 
     "evaluator": its own on the test part; "atoms only": the median of the generators' half at
-    that number of atoms, against the targets of the first set; then of each set (with property
+    that number of atoms, against the targets of the first set; then of each set (with asked and
     target), what the evaluator says of it. Below the evaluator's own error is an alarm: a warning.
     """
-    name, evaluator = protocol.name, protocol.regressor("evaluator")
-    test, half = protocol.data.part("test"), protocol.generator_half
-    found = {"evaluator": protocol.error(evaluator, test, test.property(name))}
-    first = next(iter(sets.values()))
+    k, test, half = list(UNITS).index(name), protocol.data.part("test"), protocol.generator_half
+    own = protocol.error(name, predict(evaluator, test)[:, k], test.property(name))
+    first = asked_for(name, next(iter(sets.values())))
     median = {n: np.median(half.property(name)[i]) for n, i in half.by_size().items()}
     guess = np.array([median[n] for n in first.n_atoms.tolist()])
+    found = {"evaluator": own}
     found["atoms only"] = float(np.abs(guess - first.property("target")).mean())
     for kind, molecules in sets.items():
-        found[kind] = protocol.error(evaluator, molecules, molecules.property("target"))
-        if found[kind] < found["evaluator"]:
+        asked = asked_for(name, molecules)
+        found[kind] = protocol.error(
+            name, predict(evaluator, asked)[:, k], asked.property("target")
+        )
+        if found[kind] < own:
             warnings.warn(
                 f"{kind}: {name} is {found[kind]:.4g} from its targets, less than the evaluator's"
-                f" own error of {found['evaluator']:.4g}: it is the evaluator that was met",
+                f" own error of {own:.4g}: it is the evaluator that was met",
                 stacklevel=2,
             )
     return found
 
 
-def load_sets(protocol: Protocol, seed: int) -> dict[str, MoleculeSet]:
-    """Samples, with property target, of "conditional", "control" and "guided" of a seed."""
-    kinds = {kind: guided_kind(kind, seed) for kind in KINDS}
-    return {
-        kind: load_set(protocol.path(file), require=["target"])
-        for kind, file in ({"conditional": "conditional"} | kinds).items()
-    }
+def model_kind(kind: str, seed: int) -> str:
+    """What `Protocol.path` calls a model: "conditional", or one of ``KINDS`` of a training seed.
+
+    Raises:
+        ValueError: another kind.
+    """
+    if kind not in ("conditional", *KINDS):
+        raise ValueError(f"no kind {kind!r}: choose from conditional, {', '.join(KINDS)}")
+    return kind if kind == "conditional" else f"{kind}_seed{seed}"
+
+
+def load_sets(protocol: Protocol, seed: int = 0) -> dict[str, MoleculeSet]:
+    """Samples, with asked and target, of all kinds of a seed; "strengthened" where it is there."""
+    files = {kind: protocol.path(model_kind(kind, seed)) for kind in ("conditional", *KINDS)}
+    stronger = protocol.path(model_kind("guided", seed), STRENGTHENED)
+    if stronger.exists():
+        files["strengthened"] = stronger
+    return {kind: load_set(file, require=["asked", "target"]) for kind, file in files.items()}
 
 
 @dataclass
 class _Trainee:
-    """A conditional network on its way through the trainings of one property."""
+    """A conditional network on its way through the trainings."""
 
     network: EGNN
     protocol: Protocol
@@ -136,87 +248,137 @@ class _Trainee:
     out: Path
     lr: float
 
-    def train_and_sample(
-        self, kind: str, molecules: MoleculeSet, c: Tensor, weight: Tensor | None, seed: int, n: int
-    ) -> Path:
-        """From where the network is, on molecules and their c; leaves it with the file's weights.
+    def train(self, kind: str, molecules: MoleculeSet, weight: Tensor | None, seed: int) -> None:
+        """From where the network is, on molecules with asked and target; leaves it trained.
 
-        Sizes, targets and noise of the n samples depend on the seed alone.
+        Weights that are there are not made again.
         """
-        path, preset = self.protocol.path(kind), self.preset
-        weights = self.protocol.path(kind, ".safetensors")
-        if not path.exists():
-            print(f"{self.protocol.name}: {kind}", flush=True)
-            setting = GUIDANCE[preset]
+        weights, preset = self.protocol.path(kind, ".safetensors"), self.preset
+        if not weights.exists():
+            print(f"properties: {kind}", flush=True)
+            batch, steps = (GUIDANCE[preset][key] for key in ("batch", "steps"))
             diffusion, times = molecule_diffusion(), training_times()
             torch.manual_seed(1000 * (seed + 1))
-            batches = labelled_batches(molecules, c, setting["batch"], weight)
+            batches = labelled_batches(
+                molecules, conditions(self.protocol, molecules), batch, weight
+            )
 
             def loss(network: nn.Module) -> Tensor:
                 x, wanted = next(batches)
-                return diffusion.loss(network, x, wanted[:, None], times=times)
+                return diffusion.loss(network, x, wanted, times=times)
 
-            average = train_and_save(
+            train_and_save(
                 self.network,
                 loss,
                 weights,
                 self.out / f"{weights.stem}.checkpoint.safetensors",
-                setting["steps"],
+                steps,
                 self.lr,
-                {"property": self.protocol.name, "kind": kind, "batch": setting["batch"]},
+                {"properties": list(UNITS), "kind": kind, "batch": batch},
                 command_line("molecules-property", preset),
             )
-            torch.manual_seed(seed)
-            half = self.protocol.generator_half
-            asked = half.subset(torch.randint(len(half), (n,)).numpy())
-            target = asked.property(self.protocol.name)
-            sizes = torch.from_numpy(asked.n_atoms)
-            samples = sample_conditional(average, sizes, self.protocol.normalised(target), preset)
-            write_scored(samples.with_properties(target=target), path, preset)
         self.network.load_state_dict(load_model(weights)[0].state_dict())
+
+    def sample(self, kind: str, n: int, noise: int) -> Path:
+        """`sample_questions` of the network as it is; a set that is there is not made again."""
+        path = self.protocol.path(kind)
+        if not path.exists():
+            sample_questions(self.protocol, self.network, path, self.out, self.preset, n, noise)
         return path
 
 
 def target_properties(
-    preset: str, out: Path, properties: tuple = tuple(UNITS), seeds: tuple = SEEDS, lr: float = 1e-3
+    preset: str, out: Path, kinds: tuple = KINDS, seeds: tuple = SEEDS, lr: float = 1e-3
 ) -> list[Path]:
-    """Conditional model, control and RGDM, for each property.
+    """Evaluator, reward network, conditional model and its samples, then the models from there.
 
-    First the evaluator, whose own error is printed before anything is judged by it. The control
-    and the guided model both start from the conditional one and train equally long on its samples:
-    in equal weights, and at the temperature of 40 % effective samples. Each network is written
+    The evaluator's own error is printed before anything is judged by it. Each network is written
     with a set of its samples, and what is there is not made again.
 
     Raises:
-        ValueError: an unknown property.
+        ValueError: an unknown kind.
     """
-    require_known("property", properties, UNITS)
-    network = fast(load_model(base_file(DATA[preset]))[0].conditional(1), preset)
-    untrained = copy.deepcopy(network.state_dict())
-    written, command = [], command_line("molecules-property", preset)
-    for name in properties:
-        protocol = Protocol(name, DATA[preset], output_folder(preset, out))
-        evaluator = train_regressor(protocol, "evaluator", preset, out, command)
-        test = protocol.data.part("test")
-        own = protocol.error(evaluator, test, test.property(name))
-        print(f"{name}: error of the evaluator {own:.4g} {UNITS[name]}", flush=True)
-        reward = train_regressor(protocol, "reward", preset, out, command)
-        trainee, half = _Trainee(network, protocol, preset, out, lr), protocol.generator_half
-        network.load_state_dict(untrained)
-        c = protocol.normalised(half.property(name))
-        written.append(trainee.train_and_sample("conditional", half, c, None, 0, POOL[preset]))
-        conditional = copy.deepcopy(network.state_dict())
-        draw = property_draw(protocol, load_set(written[-1]), reward)
-        tau = temperature_for_ess(draw.reward, SHARE, draw.strata)
-        wanted = {"control": equal_weights(draw), "guided": draw.weigh(tau)}
-        c = protocol.normalised(draw.x0.property("target"))
-        for seed in seeds:
-            for kind in KINDS:
-                network.load_state_dict(conditional)
-                weight, file = wanted[kind].log_weight.exp(), guided_kind(kind, seed)
-                n = SAMPLES[preset]
-                written.append(trainee.train_and_sample(file, draw.x0, c, weight, seed, n))
-            found = errors(protocol, load_sets(protocol, seed))
-            row = ", ".join(f"{key} {value:.4g}" for key, value in found.items())
-            print(f"{name}, seed {seed}, {UNITS[name]}: {row}", flush=True)
+    require_known("kind", kinds, KINDS)
+    protocol, command = _protocol(preset, out), command_line("molecules-property", preset)
+    evaluator = train_regressor(protocol, "evaluator", preset, out, command)
+    test = protocol.data.part("test")
+    said = predict(evaluator, test)
+    for k, (name, unit) in enumerate(UNITS.items()):
+        own = protocol.error(name, said[:, k], test.property(name))
+        print(f"{name}: error of the evaluator {own:.4g} {unit}", flush=True)
+    reward = train_regressor(protocol, "reward", preset, out, command)
+    network = fast(load_model(base_file(DATA[preset]))[0].conditional(2 * len(UNITS)), preset)
+    trainee = _Trainee(network, protocol, preset, out, lr)
+    half = all_questions(protocol.generator_half)
+    trainee.train("conditional", half, None, 0)
+    conditional = copy.deepcopy(network.state_dict())
+    written = [trainee.sample("conditional", POOL[preset], POOL_NOISE)]
+    pool = load_set(written[0])
+    wanted = [property_targets(property_draw(protocol, name, pool, reward)) for name in UNITS]
+    for seed in seeds:
+        for kind in kinds:
+            network.load_state_dict(conditional)
+            molecules, weight = half, None
+            if kind != "longer":
+                molecules = MoleculeSet.concatenate([target[kind].x0 for target in wanted])
+                weight = torch.cat([target[kind].log_weight.exp() for target in wanted])
+            trainee.train(model_kind(kind, seed), molecules, weight, seed)
+            written.append(trainee.sample(model_kind(kind, seed), SAMPLES[preset], seed))
+    return written
+
+
+def _protocol(preset: str, out: Path) -> Protocol:
+    return Protocol(DATA[preset], output_folder(preset, out))
+
+
+def _level(protocol: Protocol, molecules: MoleculeSet, network: nn.Module) -> float:
+    """Mean over the properties of the mean reward of what has a value."""
+    draws = (property_draw(protocol, name, molecules, network) for name in UNITS)
+    return sum(reward_level(draw.reward) for draw in draws) / len(UNITS)
+
+
+def strengthen_properties(preset: str, out: Path, seeds: tuple = SEEDS) -> list[Path]:
+    """Samples at the strength that brings the mean reward to the payoff's.
+
+    eps_conditional + strength (eps_guided - eps_control), as `stability.toward_stable`; the
+    strength lies on the line from the conditional model through a trial, and is that of fresh
+    samples. A trial or set that is there is not made again.
+
+    Raises:
+        ValueError: a guided model whose mean reward is not above its control's.
+    """
+    protocol, n = _protocol(preset, out), SAMPLES[preset]
+    reward, pool = protocol.regressor("reward"), load_set(protocol.path("conditional"))
+    targets = [property_targets(property_draw(protocol, name, pool, reward)) for name in UNITS]
+    aim = sum(payoff_level(target["guided"]) for target in targets) / len(UNITS)
+    network = load_model(protocol.path("conditional", ".safetensors"))[0]
+    guided, control, conditional = (fast(copy.deepcopy(network), preset) for _ in range(3))
+
+    def sample(file: Path, noise: int, strength: float) -> None:
+        denoiser = toward_stable(guided, control, conditional, strength)
+        sample_questions(protocol, denoiser, file, out, preset, n, noise, strength=strength)
+
+    def level(file: Path) -> float:
+        return _level(protocol, load_set(file), reward)
+
+    start, written = _level(protocol, pool, reward), []
+    for seed in seeds:
+        written.append(path := protocol.path(model_kind("guided", seed), STRENGTHENED))
+        if path.exists():
+            continue
+        learned = 0.0
+        for network, kind, sign in ((guided, "guided", 1), (control, "control", -1)):
+            weights = protocol.path(model_kind(kind, seed), ".safetensors")
+            network.load_state_dict(load_model(weights)[0].state_dict())
+            learned += sign * level(protocol.path(model_kind(kind, seed)))
+        if learned <= 0:
+            raise ValueError(
+                f"seed {seed}: the guided model's mean reward is {-learned:.4g} below its"
+                " control's: no strength helps. Train longer"
+            )
+        trial = out / f"{path.stem}_trial{path.suffix}"
+        if not trial.exists():
+            sample(trial, seed + len(SEEDS), (aim - start) / learned)
+        tried = float(load_set(trial).property("strength")[0]), level(trial)
+        sample(path, seed + 2 * len(SEEDS), matching_strength(((0.0, start), tried), aim))
     return written

@@ -162,7 +162,7 @@ def _conditional(start: _Start, path: Path, seed: int) -> None:
         log_weight = start.target.log_weight.masked_fill(~of_size, -torch.inf)
         asked[here] = cond[systematic_resample(log_weight, int(here.sum())), 0]
     denoiser = conditional.classifier_free(trained, 1.0)
-    samples = sample_conditional(denoiser, sizes, asked, start.preset)
+    samples = sample_conditional(denoiser, sizes, asked[:, None], start.preset)
     count = np.full(len(sizes), len(start.draw.reward))
     write_scored(samples.with_properties(evaluations=count), path, start.preset)
 
