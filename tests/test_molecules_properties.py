@@ -284,3 +284,51 @@ def test_the_strength_is_on_the_line_through_a_trial(tmp_path, monkeypatch):
     save_set(protocol.path("guided_seed0"), telling.set_of(-0.6))
     with pytest.raises(ValueError, match="mean reward is 0.1 below its control's"):
         properties.strengthen_properties("quick", tmp_path, seeds=(0,))
+
+
+def test_physics_judges_what_it_was_asked_on_its_own_scale(tmp_path, monkeypatch, protocol):
+    """A dipole of 3 less twice what is right, of all but the first molecule."""
+    half = protocol.generator_half.subset(np.arange(250, 290))
+    real = _asked(half, "mu", half.property("mu"))
+    told = (3 - half.property("mu")) / 2
+    told[0] = np.nan
+    real = real.with_properties(gfn2=told)
+    off = _asked(half, "mu", half.property("mu") + 0.25).with_properties(gfn2=told)
+    other = _asked(half, "gap", half.property("gap")).with_properties(gfn2=np.full(40, 7.0))
+    both = type(half).concatenate([off, other])
+    found = properties.errors_by_physics("mu", {"guided": both}, real)
+    assert found["judge"] == pytest.approx(0, abs=1e-6)
+    assert found["guided"] == pytest.approx(0.25, abs=1e-6)
+
+
+def test_experiment_every_set_is_judged_once(tmp_path, monkeypatch):
+    protocol = Protocol(home=tmp_path)
+    questions = properties.all_questions(protocol.generator_half.subset(np.arange(20)))
+    for kind in ("conditional", "control_seed0", "guided_seed0", "longer_seed0"):
+        save_set(protocol.path(kind), questions)
+    asked = []
+
+    def judge(name):
+        def value(molecules):
+            asked.append((name, len(molecules)))
+            return torch.from_numpy(molecules.property("target")).float() + 1
+
+        return lambda: value
+
+    monkeypatch.setattr(properties, "PHYSICS", {name: judge(name) for name in ("mu", "gap")})
+    paths = properties.judge_properties("quick", tmp_path, seeds=(0, 1))  # of seed 1 nothing
+    assert len(paths) == 5 and asked == [("mu", 40), ("gap", 40)] + 4 * [("mu", 20), ("gap", 20)]
+    for path in paths:
+        molecules = load_set(path)
+        alpha, mu, gap = (properties.asked_for(name, molecules) for name in regressors.UNITS)
+        assert bool(np.isnan(alpha.property("gfn2")).all())
+        for one in (mu, gap):
+            expected = one.property("target") + 1
+            assert one.property("gfn2").tolist() == pytest.approx(expected.tolist(), rel=1e-4)
+    real = load_set(paths[0])
+    assert set(real.properties) == {"asked", "target", "gfn2", "qed"}
+    properties.judge_properties("quick", tmp_path, seeds=(0, 1))
+    assert len(asked) == 10
+    assert (
+        len(properties.load_sets(protocol, 0)) == 4 and len(properties.load_sets(protocol, 1)) == 1
+    )

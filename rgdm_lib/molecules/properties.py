@@ -15,7 +15,7 @@ from __future__ import annotations
 import copy
 import math
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -63,6 +63,7 @@ SHARE = 0.4  # effective samples, of those with a value, for each property
 POOL = {"quick": 80, "laptop": 4000, "full": 10_000}  # samples for each property
 SAMPLES = {"quick": 40, "laptop": 1000, "full": 10_000}
 POOL_NOISE = 1000  # no seed of the others
+PHYSICS = {"mu": judges.dipole, "gap": judges.gap}  # GFN2-xTB; its polarizability is far too low
 
 
 def told(asked: Tensor, c: Tensor) -> Tensor:
@@ -218,6 +219,28 @@ def errors(
     return found
 
 
+def errors_by_physics(
+    name: str, sets: dict[str, MoleculeSet], real: MoleculeSet
+) -> dict[str, float]:
+    """Mean absolute errors of mu or gap by GFN2-xTB, of what has a value by it.
+
+    GFN2 has a scale of its own: a line is fitted to ``real`` molecules (with asked, target and
+    gfn2), and "judge" is how far these lie from it.
+    """
+    known = asked_for(name, real)
+    x, y = known.property("gfn2"), known.property("target")
+    there = np.isfinite(x)
+    slope, start = np.polyfit(x[there], y[there], 1)
+
+    def error(molecules: MoleculeSet) -> float:
+        said = start + slope * molecules.property("gfn2")
+        return float(np.nanmean(np.abs(said - molecules.property("target"))))
+
+    return {"judge": error(known)} | {
+        kind: error(asked_for(name, molecules)) for kind, molecules in sets.items()
+    }
+
+
 def model_kind(kind: str, seed: int) -> str:
     """What `Protocol.path` calls a model: "conditional", or one of ``KINDS`` of a training seed.
 
@@ -229,13 +252,17 @@ def model_kind(kind: str, seed: int) -> str:
     return kind if kind == "conditional" else f"{kind}_seed{seed}"
 
 
+def set_paths(protocol: Protocol, seed: int = 0) -> dict[str, Path]:
+    """The files of samples of a seed that are there: "conditional", ``KINDS``, "strengthened"."""
+    paths = {kind: protocol.path(model_kind(kind, seed)) for kind in ("conditional", *KINDS)}
+    paths["strengthened"] = protocol.path(model_kind("guided", seed), STRENGTHENED)
+    return {kind: path for kind, path in paths.items() if path.exists()}
+
+
 def load_sets(protocol: Protocol, seed: int = 0) -> dict[str, MoleculeSet]:
-    """Samples, with asked and target, of all kinds of a seed; "strengthened" where it is there."""
-    files = {kind: protocol.path(model_kind(kind, seed)) for kind in ("conditional", *KINDS)}
-    stronger = protocol.path(model_kind("guided", seed), STRENGTHENED)
-    if stronger.exists():
-        files["strengthened"] = stronger
-    return {kind: load_set(file, require=["asked", "target"]) for kind, file in files.items()}
+    """What ``set_paths`` names, with properties asked and target."""
+    require = ["asked", "target"]
+    return {kind: load_set(path, require) for kind, path in set_paths(protocol, seed).items()}
 
 
 @dataclass
@@ -381,4 +408,30 @@ def strengthen_properties(preset: str, out: Path, seeds: tuple = SEEDS) -> list[
             sample(trial, seed + len(SEEDS), (aim - start) / learned)
         tried = float(load_set(trial).property("strength")[0]), level(trial)
         sample(path, seed + 2 * len(SEEDS), matching_strength(((0.0, start), tried), aim))
+    return written
+
+
+def judge_properties(preset: str, out: Path, seeds: tuple = SEEDS) -> list[Path]:
+    """Every set gets a property gfn2: what was asked for, by GFN2-xTB, in the unit of ``UNITS``.
+
+    NaN: no value (asked for alpha, or no molecule). Beside them held-out molecules, "real", each
+    asked for what it has. A set that has the property is not judged again.
+    """
+    protocol, written = _protocol(preset, out), []
+    paths = {path: None for seed in seeds for path in set_paths(protocol, seed).values()}
+    test = protocol.data.part("test")
+    test = test.subset(range(min(len(test), SAMPLES[preset])))
+    real = all_questions(replace(test, smiles=None, index=None, split=None))
+    real = replace(real, properties={k: real.property(k) for k in ("asked", "target")})
+    for path in (protocol.path("real"), *paths):
+        written.append(path)
+        molecules = load_set(path) if path.exists() else real
+        if "gfn2" in molecules.properties:
+            continue
+        print(f"{path.stem}: by GFN2-xTB", flush=True)
+        said = np.full(len(molecules), np.nan)
+        for name, judge in PHYSICS.items():
+            here = molecules.property("asked") == list(UNITS).index(name)
+            said[here] = judge()(asked_for(name, molecules)).numpy()
+        write_scored(molecules.with_properties(gfn2=said), path, preset)
     return written
