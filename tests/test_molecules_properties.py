@@ -8,6 +8,7 @@ import torch
 
 from rgdm_lib.molecules import properties, regressors
 from rgdm_lib.molecules.data import encode, load_set, save_set
+from rgdm_lib.molecules.egnn import EGNN
 from rgdm_lib.molecules.model import load_model, molecule_diffusion
 from rgdm_lib.molecules.regressors import Protocol, Regressor, labelled_batches, predict
 from rgdm_lib.training import load_tensors, save_weights
@@ -257,6 +258,11 @@ class _Telling:
 
     def sample(self, protocol, denoiser, path, out, preset, n, noise, strength):
         self.asked.append((path.name, noise, strength))
+        ones = torch.ones(2, 9, 9), torch.tensor([500, 500]), torch.ones(2, 6)
+        with torch.no_grad():
+            said = denoiser(*ones)
+            expected = self.base(*ones) + strength * (self.guided(*ones) - self.control(*ones))
+        torch.testing.assert_close(said, expected)
         made = self.set_of(-0.5 + 0.1 * strength)
         save_set(path, made.with_properties(strength=np.full(len(made), strength)))
 
@@ -268,10 +274,14 @@ def test_the_strength_is_on_the_line_through_a_trial(tmp_path, monkeypatch):
     save_set(protocol.path("conditional"), telling.set_of(-0.5))
     save_set(protocol.path("control_seed0"), telling.set_of(-0.5))
     save_set(protocol.path("guided_seed0"), telling.set_of(-0.45))
-    network = load_model()[0].conditional(6)
     for kind in ("conditional", "control_seed0", "guided_seed0"):
-        details = {"network": network.settings}
-        save_weights(protocol.path(kind, ".safetensors"), network, details)
+        path = protocol.path(kind, ".safetensors")
+        network = EGNN(molecule_diffusion().schedule.alpha_bar, 6, 16, 8, 1, conditions=6)
+        save_weights(path, network, {"network": network.settings})
+    telling.base, telling.control, telling.guided = (
+        load_model(protocol.path(kind, ".safetensors"))[0]
+        for kind in ("conditional", "control_seed0", "guided_seed0")
+    )
     monkeypatch.setattr(properties, "payoff_level", lambda target: -0.3)
     (path,) = properties.strengthen_properties("quick", tmp_path, seeds=(0,))
     (trial, noise, tried), (name, fresh, strength) = telling.asked
@@ -282,7 +292,7 @@ def test_the_strength_is_on_the_line_through_a_trial(tmp_path, monkeypatch):
     assert len(telling.asked) == 2
     path.unlink()
     save_set(protocol.path("guided_seed0"), telling.set_of(-0.6))
-    with pytest.raises(ValueError, match="mean reward is 0.1 below its control's"):
+    with pytest.raises(ValueError, match="of its control: no strength"):
         properties.strengthen_properties("quick", tmp_path, seeds=(0,))
 
 

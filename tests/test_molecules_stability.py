@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from rgdm_lib import strength as strength_module
 from rgdm_lib.molecules import metrics, stability
 from rgdm_lib.molecules.data import load_set
 from rgdm_lib.molecules.experiments import STRENGTHENED
@@ -110,6 +111,14 @@ def test_experiment_control_from_the_base_and_guided_from_the_control(tmp_path, 
     assert all(name.startswith("stability_heavy7_seed1") for name in changed)  # the rest stays
     # 40 samples in 10 steps hold hardly a stable one: their levels are made up here
     monkeypatch.setattr(stability, "reward_level", lambda reward, binary: next(levels))
+
+    def along_and_look(start, difference):
+        strength, *pair = difference
+        roles = zip((start, *pair), (base, guided, control), strict=True)
+        assert max(_distance(*pair) for pair in roles) == 0  # each network where it belongs
+        return strength_module.along(start, difference)
+
+    monkeypatch.setattr(stability, "along", along_and_look)
     aim = math.log(0.95 / 0.05)
     levels = iter([aim - 2, 0.5, 0.0])  # base, guided, control
     with pytest.raises(StopIteration):  # no level of the trial: stopped after it
@@ -126,14 +135,5 @@ def test_experiment_control_from_the_base_and_guided_from_the_control(tmp_path, 
     assert len(set(map(tuple, sizes))) == 3  # noise of its own for each
     levels = iter([aim - 2, -0.1, 0.0])
     path.unlink()
-    with pytest.raises(ValueError, match="log-odds of a stable molecule -0.1 of the guided model"):
+    with pytest.raises(ValueError, match="reward -0.1 of the guided model, 0 of its control"):
         stability.strengthen_stability("quick", tmp_path, seeds=(0,))
-
-
-def test_the_difference_of_guided_model_and_control_is_added_to_the_base():
-    """Gaussians of one width: what both learned wrongly falls out, the reward's shift is left."""
-    base, guided, control = (lambda x, t, cond=None, k=k: x - k for k in (0.0, 1.7, 1.2))
-    x = torch.randn(5, 2)
-    for strength in (0.0, 1.0, 3.0):
-        denoiser = stability.toward_stable(guided, control, base, strength)
-        torch.testing.assert_close(denoiser(x, torch.ones(5)), x - 0.5 * strength)

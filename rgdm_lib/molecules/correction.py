@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import itertools
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +41,7 @@ from rgdm_lib.molecules.experiments import (
     payoff_draw,
     qed_level,
     sample_and_score,
+    strength_and,
     targets,
     train_toward,
     write_scored,
@@ -48,7 +49,7 @@ from rgdm_lib.molecules.experiments import (
 from rgdm_lib.molecules.metrics import element_counts, size_weight
 from rgdm_lib.molecules.model import load_model
 from rgdm_lib.payoff import Draw, Weighted, check_sizes
-from rgdm_lib.strength import matching_strength, payoff_level, strengthen
+from rgdm_lib.strength import along, payoff_level, sample_by_trial, strengthen
 
 KINDS = ("own", "corrected")
 # Both looked at on 800 samples: strengths 1.7, 3, 5 with MORE = 0; MORE = 0, 1 at strength 3
@@ -213,17 +214,9 @@ def corrected_toward(
 ) -> Denoiser:
     """The corrected base plus ``strength`` times what a guided model has learned from the base.
 
-    eps_own + away (eps_base - eps_own) + strength (eps_guided - eps_base): two directions from the
-    base, added as Liu et al. 2022 (arXiv 2206.01714) add conditions. Three evaluations a step.
+    eps_own + away (eps_base - eps_own) + strength (eps_guided - eps_base), see `strength.along`.
     """
-
-    def eps(x_t: Tensor, t: Tensor, cond: Any = None) -> Tensor:
-        start = base(x_t, t, cond)
-        mistake = own(x_t, t, cond) - start
-        learned = guided(x_t, t, cond) - start
-        return start - (away - 1) * mistake + strength * learned
-
-    return eps
+    return along(base, (1 - away, own, base), (strength, guided, base))
 
 
 class _Corrected(NamedTuple):
@@ -279,10 +272,6 @@ class _Corrected(NamedTuple):
             sample_and_score(denoiser, path, self.preset, noise, n, self.data, strength=strength)
 
 
-def _strength_of(path: Path) -> float:
-    return float(load_set(path).property("strength")[0])
-
-
 def guide_corrected(
     preset: str, out: Path, shares: tuple = (40, 10, 80), seeds: tuple = SEEDS, lr: float = 1e-3
 ) -> list[Path]:
@@ -314,13 +303,18 @@ def guide_corrected(
                     f" {first} first"
                 )
             start.learn(share, seed, lr)
-            noise = NOISE + len(SEEDS) * (seed + 1)
-            start.sample(trial, share, noise, _strength_of(like))
-            line = (0.0, start.level), (_strength_of(trial), qed_level(load_set(trial)))
-            aim = payoff_level(start.wanted[share])
-            start.sample(path, share, noise + len(SEEDS) ** 2, matching_strength(line, aim))
+            noise, look = NOISE + len(SEEDS) * (seed + 1), strength_and(qed_level)
+
+            def sample(
+                file: Path, k: int, strength: float, share: int = share, noise: int = noise
+            ) -> None:
+                start.sample(file, share, noise + len(SEEDS) ** 2 * k, strength)
+
+            aim, tried = payoff_level(start.wanted[share]), look(like)[0]
+            sample_by_trial(path, trial, aim, start.level, tried, sample, look)
         if (seed, share) == (0, CONTROL_AT):
             written.append(start.file(100, 0, GUIDED[0]))
             start.learn(100, 0, lr)
-            start.sample(written[-1], share, NOISE + len(SEEDS), _strength_of(path))
+            strength = strength_and(qed_level)(path)[0]
+            start.sample(written[-1], share, NOISE + len(SEEDS), strength)
     return written

@@ -404,11 +404,19 @@ def strengthen_set(
         noise = seed + len(SEEDS) * k
         sample_and_score(sampler(strength), file, preset, noise, n, data, strength=strength)
 
+    return sample_strengthened(path, out, levels, sample, strength_and(level))
+
+
+def strength_and(
+    level: Callable[[MoleculeSet], float],
+) -> Callable[[Path], tuple[float, float]]:
+    """Of a file of samples: the strength that it was sampled at, and the level of its molecules."""
+
     def look(file: Path) -> tuple[float, float]:
         molecules = load_set(file)
         return float(molecules.property("strength")[0]), level(molecules)
 
-    return sample_strengthened(path, out, levels, sample, look)
+    return look
 
 
 def qed_level(molecules: MoleculeSet) -> float:

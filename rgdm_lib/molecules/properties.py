@@ -38,6 +38,7 @@ from rgdm_lib.molecules.experiments import (
     command_line,
     fast,
     output_folder,
+    strength_and,
     write_scored,
 )
 from rgdm_lib.molecules.guiding import equal_weights, train_and_save
@@ -54,9 +55,14 @@ from rgdm_lib.molecules.regressors import (
     predict,
     train_regressor,
 )
-from rgdm_lib.molecules.stability import toward_stable
 from rgdm_lib.payoff import Draw, Weighted, temperature_for_ess
-from rgdm_lib.strength import matching_strength, payoff_level, reward_level
+from rgdm_lib.strength import (
+    along,
+    payoff_level,
+    reward_level,
+    sample_by_trial,
+    strength_of_difference,
+)
 
 KINDS = ("longer", "control", "guided")
 SHARE = 0.4  # effective samples, of those with a value, for each property
@@ -365,11 +371,11 @@ def _level(protocol: Protocol, molecules: MoleculeSet, network: nn.Module) -> fl
 
 
 def strengthen_properties(preset: str, out: Path, seeds: tuple = SEEDS) -> list[Path]:
-    """Samples at the strength that brings the mean reward to the payoff's.
+    """Samples of the conditional model plus what the reward alone has taught.
 
-    eps_conditional + strength (eps_guided - eps_control), as `stability.toward_stable`; the
-    strength lies on the line from the conditional model through a trial, and is that of fresh
-    samples. A trial or set that is there is not made again.
+    eps_conditional + strength (eps_guided - eps_control), at the strength that brings the mean
+    reward to the payoff's; one trial tells it, see `strength.sample_by_trial`. A set that is there
+    is not made again.
 
     Raises:
         ValueError: a guided model whose mean reward is not above its control's.
@@ -381,33 +387,28 @@ def strengthen_properties(preset: str, out: Path, seeds: tuple = SEEDS) -> list[
     network = load_model(protocol.path("conditional", ".safetensors"))[0]
     guided, control, conditional = (fast(copy.deepcopy(network), preset) for _ in range(3))
 
-    def sample(file: Path, noise: int, strength: float) -> None:
-        denoiser = toward_stable(guided, control, conditional, strength)
-        sample_questions(protocol, denoiser, file, out, preset, n, noise, strength=strength)
+    def level(molecules: MoleculeSet) -> float:
+        return _level(protocol, molecules, reward)
 
-    def level(file: Path) -> float:
-        return _level(protocol, load_set(file), reward)
-
-    start, written = _level(protocol, pool, reward), []
+    start, written = level(pool), []
     for seed in seeds:
         written.append(path := protocol.path(model_kind("guided", seed), STRENGTHENED))
         if path.exists():
             continue
-        learned = 0.0
-        for network, kind, sign in ((guided, "guided", 1), (control, "control", -1)):
+        levels = []
+        for network, kind in ((guided, "guided"), (control, "control")):
             weights = protocol.path(model_kind(kind, seed), ".safetensors")
             network.load_state_dict(load_model(weights)[0].state_dict())
-            learned += sign * level(protocol.path(model_kind(kind, seed)))
-        if learned <= 0:
-            raise ValueError(
-                f"seed {seed}: the guided model's mean reward is {-learned:.4g} below its"
-                " control's: no strength helps. Train longer"
-            )
+            levels.append(level(load_set(protocol.path(model_kind(kind, seed)))))
+
+        def sample(file: Path, k: int, strength: float, seed: int = seed) -> None:
+            denoiser = along(conditional, (strength, guided, control))
+            noise, columns = seed + len(SEEDS) * (k + 1), {"strength": strength}
+            sample_questions(protocol, denoiser, file, out, preset, n, noise, **columns)
+
         trial = out / f"{path.stem}_trial{path.suffix}"
-        if not trial.exists():
-            sample(trial, seed + len(SEEDS), (aim - start) / learned)
-        tried = float(load_set(trial).property("strength")[0]), level(trial)
-        sample(path, seed + 2 * len(SEEDS), matching_strength(((0.0, start), tried), aim))
+        tried = strength_of_difference(aim, start, *levels)
+        sample_by_trial(path, trial, aim, start, tried, sample, strength_and(level))
     return written
 
 

@@ -13,13 +13,11 @@ import copy
 import functools
 import math
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from rgdm_lib._data import data_path
-from rgdm_lib.diffusion import Denoiser
 from rgdm_lib.molecules import judges
 from rgdm_lib.molecules.data import MoleculeSet, load_qm9, load_set
 from rgdm_lib.molecules.experiments import (
@@ -32,11 +30,18 @@ from rgdm_lib.molecules.experiments import (
     load_fast,
     output_folder,
     sample_and_score,
+    strength_and,
 )
 from rgdm_lib.molecules.guiding import equal_weights
 from rgdm_lib.molecules.model import load_model
 from rgdm_lib.payoff import Draw, Weighted, _bisect, has_value
-from rgdm_lib.strength import matching_strength, payoff_level, reward_level
+from rgdm_lib.strength import (
+    along,
+    payoff_level,
+    reward_level,
+    sample_by_trial,
+    strength_of_difference,
+)
 
 WANTED = 0.95  # the payoff's own share of stable molecules
 KINDS = ("control", "guided")
@@ -159,34 +164,20 @@ def _level(molecules: MoleculeSet) -> float:
     return reward_level(judges.stability(molecules), binary=True)
 
 
-def toward_stable(guided: Denoiser, control: Denoiser, base: Denoiser, strength: float) -> Denoiser:
-    """The base plus ``strength`` times what the reward alone has taught: three evaluations a step.
-
-    eps_base + strength (eps_guided - eps_control). Guided model and control were trained on the
-    base's own samples and make its mistakes once more; that falls out of their difference. If each
-    had learned its target but for the same mistakes, strength 1 would be the payoff's denoiser.
-    """
-
-    def eps(x_t: Tensor, t: Tensor, cond: Any = None) -> Tensor:
-        learned = guided(x_t, t, cond) - control(x_t, t, cond)
-        return base(x_t, t, cond) + strength * learned
-
-    return eps
-
-
 def strengthen_stability(preset: str, out: Path, seeds: tuple = SEEDS) -> list[Path]:
-    """Samples of ``toward_stable`` at the strength that brings their share to the payoff's.
+    """Samples of the base plus what the reward alone has taught, as stable as the payoff.
 
-    One trial says how far a strength goes from the base: that at which the log-odds would be the
-    payoff's if the difference did as much from there as from the control. On the line from the
-    base through the trial lies the strength of the fresh samples that are written. A trial or set
-    that is there is not made again.
+    eps_base + strength (eps_guided - eps_control), `strength.along`. Guided model and control were
+    trained on the base's own samples and make its mistakes once more; that falls out of their
+    difference. If each had learned its target but for the same mistakes, strength 1 would be the
+    payoff's denoiser. One trial tells the strength, see `strength.sample_by_trial`. A set that is
+    there is not made again.
 
     Raises:
         ValueError: a guided model that is not stable more often than its control.
     """
     home, dataset, n = output_folder(preset, out), DATA[preset], SAMPLES[preset]
-    networks = [load_fast(base_file(dataset), preset) for _ in range(3)]
+    base, guided, control = (load_fast(base_file(dataset), preset) for _ in range(3))
     draw, data = stability_draw(dataset), load_qm9(dataset).part("train")
     aim = payoff_level(stability_targets(draw)["guided"], binary=True)
     start, written = reward_level(draw.reward, binary=True), []
@@ -194,26 +185,17 @@ def strengthen_stability(preset: str, out: Path, seeds: tuple = SEEDS) -> list[P
         written.append(path := home / stability_name("guided", seed, dataset, STRENGTHENED))
         if path.exists():
             continue
-        for kind, network in zip(("guided", "control"), networks, strict=False):
+        levels = []
+        for kind, network in (("guided", guided), ("control", control)):
             weights = home / stability_name(kind, seed, dataset, ".safetensors")
             network.load_state_dict(load_model(weights)[0].state_dict())
-        guided, control = (
-            _level(load_set(home / stability_name(kind, seed, dataset)))
-            for kind in ("guided", "control")
-        )
-        if guided <= control:
-            raise ValueError(
-                f"seed {seed}: log-odds of a stable molecule {guided:.3g} of the guided model,"
-                f" {control:.3g} of its control: no strength helps. Train longer"
-            )
-        trial = out / f"{path.stem}_trial{path.suffix}"
+            levels.append(_level(load_set(home / stability_name(kind, seed, dataset))))
 
-        def sample(file: Path, noise: int, strength: float) -> None:
-            denoiser = toward_stable(*networks, strength)
+        def sample(file: Path, k: int, strength: float, seed: int = seed) -> None:
+            denoiser, noise = along(base, (strength, guided, control)), seed + len(SEEDS) * (k + 1)
             sample_and_score(denoiser, file, preset, noise, n, data, strength=strength)
 
-        if not trial.exists():
-            sample(trial, seed + len(SEEDS), (aim - start) / (guided - control))
-        tried = float(load_set(trial).property("strength")[0]), _level(load_set(trial))
-        sample(path, seed + 2 * len(SEEDS), matching_strength(((0.0, start), tried), aim))
+        trial = out / f"{path.stem}_trial{path.suffix}"
+        tried = strength_of_difference(aim, start, *levels)
+        sample_by_trial(path, trial, aim, start, tried, sample, strength_and(_level))
     return written
