@@ -100,33 +100,55 @@ def test_names():
 
 
 def test_the_strength_is_where_the_line_meets_the_payoffs_energy(tmp_path, monkeypatch):
-    monkeypatch.setattr(judges, "relaxation_energy", _by_size)
-    qed = "qed_heavy7_model_ess40_seed0.safetensors"
+    """Energies that fall by 0.001 eV a unit of strength: half of what the levels promise."""
+    model = {"guided": "ess40", "control": "ess100", "base": None}
+    networks = {
+        kind: load_model(
+            base_file("heavy7").with_name(f"qed_heavy7_model_{name}_seed0.safetensors")
+            if name
+            else None
+        )[0]
+        for kind, name in model.items()
+    }
     weights = tmp_path / relaxation.relaxation_name("guided", 0, ending=".safetensors")
-    shutil.copy(base_file("heavy7").with_name(qed), weights)
-    energy = np.linspace(0.01, 0.05, 200)
+    shutil.copy(base_file("heavy7").with_name("qed_heavy7_model_ess40_seed0.safetensors"), weights)
+    energy, drawn = np.linspace(0.01, 0.05, 200), []
+
+    def with_mean(mean):
+        return _some(200).with_properties(relaxation_gfn2=energy - energy.mean() + mean)
 
     def write(kind, mean):
-        shifted = _some(200).with_properties(relaxation_gfn2=energy - energy.mean() + mean)
-        save_set(tmp_path / relaxation.relaxation_name(kind, 0), shifted)
-        return shifted
+        save_set(tmp_path / relaxation.relaxation_name(kind, 0), with_mean(mean))
+        return with_mean(mean)
 
+    def sample(denoiser, path, preset, noise, n, data, strength):
+        drawn.append((path.name, noise, strength))
+        ones = torch.ones(2, 9, 9), torch.tensor([500, 500])
+        with torch.no_grad():
+            said = {kind: network(*ones) for kind, network in networks.items()}
+            expected = said["base"] + strength * (said["guided"] - said["control"])
+            torch.testing.assert_close(denoiser(*ones), expected)
+        made = with_mean(0.03 - 0.001 * strength)
+        save_set(path, made.with_properties(strength=np.full(200, strength)))
+
+    monkeypatch.setattr(relaxation, "sample_and_score", sample)
+    monkeypatch.setattr(relaxation, "write_energies", lambda made, path, out: made)
     target = relaxation.relaxation_target(write("base", 0.03))
     aim = -float(target.expectation(target.reward))
     assert aim < 0.025
-    write("control", aim + 0.03)
-    write("guided", aim + 0.02)
+    write("control", 0.06)
+    write("guided", 0.058)
     (path,) = relaxation.strengthen_relaxation("quick", tmp_path, seeds=(0,))
-    made = load_set(path)
     assert path.name == "relaxation_heavy7_seed0_strengthened_samples.npz"
-    assert made.property("strength") == pytest.approx(np.full(10, 3.0), rel=1e-4)
-    assert np.isfinite(made.property("relaxation_gfn1")).sum() == 6
-    content = path.read_bytes()
+    (_, noise, tried), (name, fresh, strength) = drawn
+    assert name == path.name and noise != fresh
+    assert tried == pytest.approx((0.03 - aim) / 0.002, rel=1e-3)
+    assert strength == pytest.approx((0.03 - aim) / 0.001, rel=1e-3)
     relaxation.strengthen_relaxation("quick", tmp_path, seeds=(0,))
-    assert path.read_bytes() == content
+    assert len(drawn) == 2
     path.unlink()
-    write("guided", aim + 0.04)
-    with pytest.raises(ValueError, match="no strength brings it down to the payoff's"):
+    write("guided", 0.061)
+    with pytest.raises(ValueError, match="of the guided model, -0.06 of its control: no strength"):
         relaxation.strengthen_relaxation("quick", tmp_path, seeds=(0,))
 
 

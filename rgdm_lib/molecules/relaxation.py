@@ -35,10 +35,18 @@ from rgdm_lib.molecules.experiments import (
     load_if_shipped,
     output_folder,
     sample_and_score,
+    strength_and,
 )
+from rgdm_lib.molecules.model import load_model
 from rgdm_lib.molecules.stability import stability_name
 from rgdm_lib.payoff import Draw, Weighted, temperature_for_ess
-from rgdm_lib.strength import matching_strength, payoff_level, reward_level, strengthen
+from rgdm_lib.strength import (
+    along,
+    payoff_level,
+    reward_level,
+    sample_by_trial,
+    strength_of_difference,
+)
 
 COLUMNS = {
     "relaxation_gfn2": "GFN2-xTB",  # the reward
@@ -166,42 +174,43 @@ def guide_relaxation(preset: str, out: Path, seeds: tuple = SEEDS, lr: float = 1
 
 
 def strengthen_relaxation(preset: str, out: Path, seeds: tuple = SEEDS) -> list[Path]:
-    """Samples at the strength s at which the mean energy would be the payoff's, and their energies.
+    """Samples of the base plus what the reward alone has taught, and their energies.
 
-    The denoiser is eps_control + s (eps_guided - eps_control); s lies on the line through the mean
-    energies of both, s = 0 and 1. The noise is not that of the guided model's own set.
+    eps_base + s (eps_guided - eps_control), `strength.along`, at the s at which the mean energy
+    would be the payoff's; one trial tells it, see `strength.sample_by_trial`. A set that is there
+    is not made again.
 
     Raises:
         ValueError: a guided model whose mean energy is not below the control's.
     """
-    home, dataset, written = output_folder(preset, out), DATA[preset], []
+    home, dataset, n, written = output_folder(preset, out), DATA[preset], SAMPLES[preset], []
 
-    def there(kind: str, seed: int) -> MoleculeSet:
-        return load_set(home / relaxation_name(kind, seed, dataset))
+    def level(molecules: MoleculeSet) -> float:
+        return reward_level(relaxation_draw(molecules).reward)
 
-    aim = payoff_level(relaxation_target(there("base", 0)))
+    pool = load_set(home / relaxation_name("base", 0, dataset))
+    aim, start = payoff_level(relaxation_target(pool)), level(pool)
+    base, guided, control = (load_fast(base_file(dataset), preset) for _ in range(3))
     for seed in seeds:
         written.append(path := home / relaxation_name("strengthened", seed, dataset))
         if not path.exists():
-            control, guided = (
-                reward_level(relaxation_draw(there(kind, seed)).reward)
-                for kind in ("control", "guided")
+            weights = guided_name("model", 100, seed, dataset, ".safetensors")
+            control.load_state_dict(load_model(data_path(f"molecules/{weights}"))[0].state_dict())
+            weights = home / relaxation_name("guided", seed, dataset, ".safetensors")
+            guided.load_state_dict(load_model(weights)[0].state_dict())
+
+            def sample(file: Path, k: int, strength: float, seed: int = seed) -> None:
+                denoiser = along(base, (strength, guided, control))
+                data, noise = load_qm9(dataset).part("train"), seed + len(SEEDS) * (k + 1)
+                sample_and_score(denoiser, file, preset, noise, n, data, strength=strength)
+                write_energies(load_set(file), file, out)
+
+            levels = (
+                level(load_set(home / relaxation_name(kind, seed, dataset)))
+                for kind in ("guided", "control")
             )
-            if guided <= control:
-                raise ValueError(
-                    f"seed {seed}: mean energy {-guided:.4g} eV an atom, the control's is"
-                    f" {-control:.4g}: no strength brings it down to the payoff's {-aim:.4g}"
-                )
-            names = (
-                data_path(f"molecules/{guided_name('model', 100, seed, dataset, '.safetensors')}"),
-                home / relaxation_name("guided", seed, dataset, ".safetensors"),
-            )
-            networks = [load_fast(name, preset) for name in names]
-            strength = matching_strength(((0.0, control), (1.0, guided)), aim)
-            print(f"relaxation, seed {seed}: strength {strength:.3f}", flush=True)
-            denoiser = strengthen(networks[1], networks[0], strength)
-            data, noise = load_qm9(dataset).part("train"), seed + len(SEEDS)
-            settings = {"strength": strength}
-            sample_and_score(denoiser, path, preset, noise, SAMPLES[preset], data, **settings)
+            trial = out / f"{path.stem}_trial{path.suffix}"
+            tried = strength_of_difference(aim, start, *levels)
+            sample_by_trial(path, trial, aim, start, tried, sample, strength_and(level))
         write_energies(load_set(path), path, out)
     return written
