@@ -49,6 +49,7 @@ from rgdm_lib.molecules.model import (
     training_times,
 )
 from rgdm_lib.molecules.regressors import (
+    REGRESSORS,
     UNITS,
     Protocol,
     labelled_batches,
@@ -108,8 +109,10 @@ def asked_for(name: str, molecules: MoleculeSet) -> MoleculeSet:
     return molecules.subset(np.flatnonzero(molecules.property("asked") == list(UNITS).index(name)))
 
 
-def property_draw(protocol: Protocol, name: str, pool: MoleculeSet, network: nn.Module) -> Draw:
+def property_draw(protocol: Protocol, name: str, pool: MoleculeSet) -> Draw:
     """Samples that were asked for a property, and their reward, by size.
+
+    What the reward network says is the property "reward" of the pool, see ``with_words``.
 
     No value for what is not stable by EDM's rule and in one piece: a regressor's word on a heap of
     atoms means nothing.
@@ -118,8 +121,8 @@ def property_draw(protocol: Protocol, name: str, pool: MoleculeSet, network: nn.
     only changes how often c comes up.
     """
     asked = asked_for(name, pool)
-    said = predict(network, asked)[:, list(UNITS).index(name)]
-    reward = -(said - protocol.normalised(name, asked.property("target"))).abs()
+    missed = np.abs(asked.property("reward") - asked.property("target")) / protocol.scale[name]
+    reward = -torch.from_numpy(missed).float()
     reward = reward.masked_fill(judges.stability(asked) != 1, math.nan)
     return Draw(asked, reward, torch.from_numpy(asked.n_atoms))
 
@@ -195,56 +198,58 @@ def sample_questions(
     return path
 
 
-def errors(
-    protocol: Protocol, name: str, evaluator: nn.Module, sets: dict[str, MoleculeSet]
-) -> dict[str, float]:
-    """Mean absolute errors in the property's unit, unstable molecules included, as EDM does.
+def with_words(protocol: Protocol, molecules: MoleculeSet) -> MoleculeSet:
+    """With properties "evaluator" and "reward": what they say of what was asked, in its unit."""
+    asked = molecules.property("asked").astype(int)
+    mean, scale = (np.array([of[name] for name in UNITS]) for of in (protocol.mean, protocol.scale))
+    words = {}
+    for kind in REGRESSORS:
+        said = predict(protocol.regressor(kind), molecules).numpy()
+        words[kind] = mean[asked] + scale[asked] * said[np.arange(len(asked)), asked]
+    return molecules.with_properties(**words)
 
-    "evaluator": its own on the test part; "atoms only": the median of the generators' half at
-    that number of atoms, against the targets of the first set; then of each set (with asked and
-    target), what the evaluator says of it. Below the evaluator's own error is an alarm: a warning.
-    """
-    k, test, half = list(UNITS).index(name), protocol.data.part("test"), protocol.generator_half
-    own = protocol.error(name, predict(evaluator, test)[:, k], test.property(name))
-    first = asked_for(name, next(iter(sets.values())))
+
+def atoms_only(protocol: Protocol, name: str, molecules: MoleculeSet) -> float:
+    """Mean absolute error to their targets of the median at that number of atoms, in its unit."""
+    half, asked = protocol.generator_half, asked_for(name, molecules)
     median = {n: np.median(half.property(name)[i]) for n, i in half.by_size().items()}
-    guess = np.array([median[n] for n in first.n_atoms.tolist()])
-    found = {"evaluator": own}
-    found["atoms only"] = float(np.abs(guess - first.property("target")).mean())
-    for kind, molecules in sets.items():
+    guess = np.array([median[n] for n in asked.n_atoms.tolist()])
+    return float(np.abs(guess - asked.property("target")).mean())
+
+
+def errors(
+    name: str, sets: dict[str, MoleculeSet], real: MoleculeSet, by: str = "evaluator"
+) -> dict[str, tuple[float, float]]:
+    """Mean absolute error and its standard error, in the property's unit, by one judge's word.
+
+    "judge" is its own error, on ``real`` molecules that it does not know; below that is an alarm:
+    a warning. GFN2 has a scale of its own, so that a line is fitted to the real ones.
+
+    Args:
+        name: the property.
+        sets: with properties asked, target and that of the judge.
+        real: the same, of molecules as they are.
+        by: "evaluator" or "reward" (networks: unstable molecules count, as for EDM) or "gfn2" (of
+            what has a value).
+    """
+    known, slope, start = asked_for(name, real), 1.0, 0.0
+    if by == "gfn2":
+        x, y = known.property(by), known.property("target")
+        there = np.isfinite(x)
+        slope, start = np.polyfit(x[there], y[there], 1)
+    found = {}
+    for kind, molecules in {"judge": known, **sets}.items():
         asked = asked_for(name, molecules)
-        found[kind] = protocol.error(
-            name, predict(evaluator, asked)[:, k], asked.property("target")
-        )
-        if found[kind] < own:
+        missed = np.abs(start + slope * asked.property(by) - asked.property("target"))
+        missed = missed[np.isfinite(missed)]
+        found[kind] = float(missed.mean()), float(missed.std() / len(missed) ** 0.5)
+        if found[kind][0] < found["judge"][0]:
             warnings.warn(
-                f"{kind}: {name} is {found[kind]:.4g} from its targets, less than the evaluator's"
-                f" own error of {own:.4g}: it is the evaluator that was met",
+                f"{kind}: {name} is {found[kind][0]:.4g} from its targets by {by}, less than its"
+                f" own error of {found['judge'][0]:.4g}: it is the judge that was met",
                 stacklevel=2,
             )
     return found
-
-
-def errors_by_physics(
-    name: str, sets: dict[str, MoleculeSet], real: MoleculeSet
-) -> dict[str, float]:
-    """Mean absolute errors of mu or gap by GFN2-xTB, of what has a value by it.
-
-    GFN2 has a scale of its own: a line is fitted to ``real`` molecules (with asked, target and
-    gfn2), and "judge" is how far these lie from it.
-    """
-    known = asked_for(name, real)
-    x, y = known.property("gfn2"), known.property("target")
-    there = np.isfinite(x)
-    slope, start = np.polyfit(x[there], y[there], 1)
-
-    def error(molecules: MoleculeSet) -> float:
-        said = start + slope * molecules.property("gfn2")
-        return float(np.nanmean(np.abs(said - molecules.property("target"))))
-
-    return {"judge": error(known)} | {
-        kind: error(asked_for(name, molecules)) for kind, molecules in sets.items()
-    }
 
 
 def model_kind(kind: str, seed: int) -> str:
@@ -339,15 +344,15 @@ def target_properties(
     for k, (name, unit) in enumerate(UNITS.items()):
         own = protocol.error(name, said[:, k], test.property(name))
         print(f"{name}: error of the evaluator {own:.4g} {unit}", flush=True)
-    reward = train_regressor(protocol, "reward", preset, out, command)
+    train_regressor(protocol, "reward", preset, out, command)
     network = fast(load_model(base_file(DATA[preset]))[0].conditional(2 * len(UNITS)), preset)
     trainee = _Trainee(network, protocol, preset, out, lr)
     half = all_questions(protocol.generator_half)
     trainee.train("conditional", half, None, 0)
     conditional = copy.deepcopy(network.state_dict())
     written = [trainee.sample("conditional", POOL[preset], POOL_NOISE)]
-    pool = load_set(written[0])
-    wanted = [property_targets(property_draw(protocol, name, pool, reward)) for name in UNITS]
+    pool = with_words(protocol, load_set(written[0]))
+    wanted = [property_targets(property_draw(protocol, name, pool)) for name in UNITS]
     for seed in seeds:
         for kind in kinds:
             network.load_state_dict(conditional)
@@ -364,9 +369,10 @@ def _protocol(preset: str, out: Path) -> Protocol:
     return Protocol(DATA[preset], output_folder(preset, out))
 
 
-def _level(protocol: Protocol, molecules: MoleculeSet, network: nn.Module) -> float:
+def _level(protocol: Protocol, molecules: MoleculeSet) -> float:
     """Mean over the properties of the mean reward of what has a value."""
-    draws = (property_draw(protocol, name, molecules, network) for name in UNITS)
+    molecules = with_words(protocol, molecules)
+    draws = (property_draw(protocol, name, molecules) for name in UNITS)
     return sum(reward_level(draw.reward) for draw in draws) / len(UNITS)
 
 
@@ -381,14 +387,14 @@ def strengthen_properties(preset: str, out: Path, seeds: tuple = SEEDS) -> list[
         ValueError: a guided model whose mean reward is not above its control's.
     """
     protocol, n = _protocol(preset, out), SAMPLES[preset]
-    reward, pool = protocol.regressor("reward"), load_set(protocol.path("conditional"))
-    targets = [property_targets(property_draw(protocol, name, pool, reward)) for name in UNITS]
+    pool = with_words(protocol, load_set(protocol.path("conditional")))
+    targets = [property_targets(property_draw(protocol, name, pool)) for name in UNITS]
     aim = sum(payoff_level(target["guided"]) for target in targets) / len(UNITS)
     network = load_model(protocol.path("conditional", ".safetensors"))[0]
     guided, control, conditional = (fast(copy.deepcopy(network), preset) for _ in range(3))
 
     def level(molecules: MoleculeSet) -> float:
-        return _level(protocol, molecules, reward)
+        return _level(protocol, molecules)
 
     start, written = level(pool), []
     for seed in seeds:
@@ -413,10 +419,11 @@ def strengthen_properties(preset: str, out: Path, seeds: tuple = SEEDS) -> list[
 
 
 def judge_properties(preset: str, out: Path, seeds: tuple = SEEDS) -> list[Path]:
-    """Every set gets a property gfn2: what was asked for, by GFN2-xTB, in the unit of ``UNITS``.
+    """Every set gets the word of three judges on what was asked, in its unit.
 
-    NaN: no value (asked for alpha, or no molecule). Beside them held-out molecules, "real", each
-    asked for what it has. A set that has the property is not judged again.
+    Properties "evaluator" and "reward" by the networks, "gfn2" by GFN2-xTB (NaN: asked for alpha,
+    or no molecule). Beside them held-out molecules, "real", each asked for what it has. A set that
+    has them is not judged again.
     """
     protocol, written = _protocol(preset, out), []
     paths = {path: None for seed in seeds for path in set_paths(protocol, seed).values()}
@@ -429,10 +436,11 @@ def judge_properties(preset: str, out: Path, seeds: tuple = SEEDS) -> list[Path]
         molecules = load_set(path) if path.exists() else real
         if "gfn2" in molecules.properties:
             continue
-        print(f"{path.stem}: by GFN2-xTB", flush=True)
+        print(f"{path.stem}: judged", flush=True)
         said = np.full(len(molecules), np.nan)
         for name, judge in PHYSICS.items():
             here = molecules.property("asked") == list(UNITS).index(name)
             said[here] = judge()(asked_for(name, molecules)).numpy()
-        write_scored(molecules.with_properties(gfn2=said), path, preset)
+        judged = with_words(protocol, molecules).with_properties(gfn2=said)
+        write_scored(judged, path, preset)
     return written
