@@ -209,8 +209,10 @@ def strength_of_difference(wanted: float, start: float, guided: float, control: 
     control, this one meets the payoff's.
 
     Raises:
-        ValueError: the guided model has no lead.
+        ValueError: the guided model has no lead, or the payoff no more reward than the base.
     """
+    if wanted <= start:
+        raise ValueError(f"the payoff's reward {wanted:.4g} is not above the base's {start:.4g}")
     if guided <= control:
         raise ValueError(
             f"reward {guided:.4g} of the guided model, {control:.4g} of its control: no strength"
@@ -230,8 +232,8 @@ def sample_by_trial(
 ) -> None:
     """Write samples at the strength where the line through one trial meets the payoff's level.
 
-    The line starts at strength 0, the reference. What is written are fresh samples; a trial that
-    is there is not made again.
+    The line starts at strength 0, the reference. What is written are fresh samples. A trial that
+    is there at this strength is not made again.
 
     Args:
         path: file to write.
@@ -245,7 +247,7 @@ def sample_by_trial(
     Raises:
         ValueError: the reward does not rise from the reference to the trial.
     """
-    if not trial.exists():
+    if not (trial.exists() and math.isclose(look(trial)[0], tried, rel_tol=1e-4)):
         sample(trial, 0, tried)
     strength = matching_strength(((0.0, start), look(trial)), wanted)
     print(f"{path.stem}: strength {strength:.3f}", flush=True)

@@ -128,7 +128,59 @@ def test_the_reward_is_minus_the_distance_of_stable_molecules(protocol):
     both = both.with_properties(reward=np.full(6, said))
     draw = properties.property_draw(protocol, "mu", both)
     assert draw.reward[[0, 2]].tolist() == pytest.approx([-0.5, -1.5], abs=1e-5)
-    assert bool(draw.reward[1].isnan()) and draw.strata.tolist() == half.n_atoms.tolist()
+    assert bool(draw.reward[1].isnan()) and len(draw.reward) == 3
+
+
+def _pool(protocol, n=1500):
+    """Answers to questions about mu: off by more, the larger the target, and a third unstable."""
+    half = protocol.generator_half.subset(np.arange(n))
+    target = np.random.default_rng(0).gamma(4.0, 0.5, n)
+    off = np.random.default_rng(1).exponential(0.2 * target)
+    pool = _asked(half, "mu", target).with_properties(reward=target + off)
+    positions = half.positions.copy()
+    for i in range(0, n, 3):
+        positions[half.starts[i] : half.starts[i + 1]] *= 3.0
+    return type(half)(pool.n_atoms, pool.numbers, positions, pool.properties)
+
+
+def test_questions_stay_as_they_were_asked(protocol):
+    """Within a size every quarter of the targets keeps its share of the weight."""
+    pool = _pool(protocol)
+    draw = properties.property_draw(protocol, "mu", pool)
+    targets = properties.property_targets(draw)
+    valued = int(torch.isfinite(draw.reward).sum())
+    assert valued < 0.7 * 1500 and targets["guided"].ess == pytest.approx(0.4 * valued, rel=1e-3)
+    for n, index in pool.by_size().items():
+        own = pool.property("target")[index]
+        parts = np.array_split(np.sort(own), min(4, max(1, len(index) // 50)))
+        for part in parts:
+            here = index[(own >= part[0]) & (own <= part[-1])]
+            share = float(np.isin(np.arange(1500), here).mean())
+            for target in targets.values():
+                weight = float(target.log_weight.exp()[torch.from_numpy(here)].sum())
+                assert weight == pytest.approx(share, abs=2 / 1500), (n, len(part))
+    asked, weight = pool.property("target"), targets["guided"].log_weight.exp().numpy()
+    by_size = properties.Draw(pool, draw.reward, torch.from_numpy(pool.n_atoms)).weigh(
+        properties.temperature_for_ess(draw.reward, 0.4, torch.from_numpy(pool.n_atoms))
+    )
+    drift = [float(w @ asked) - asked.mean() for w in (weight, by_size.log_weight.exp().numpy())]
+    assert abs(drift[0]) < 0.5 * abs(drift[1])  # by size alone easy questions come up more often
+
+
+def test_the_level_is_the_mean_over_the_properties(protocol, monkeypatch):
+    """Rewards of -1, -2 and -3 in units of each; those of an unstable molecule do not count."""
+    half = protocol.generator_half.subset([400, 401, 402])
+    broken = half.positions.copy()
+    broken[half.starts[1] : half.starts[2]] *= 3.0
+    questions = properties.all_questions(type(half)(
+        half.n_atoms, half.numbers, broken, {k: half.property(k) for k in regressors.UNITS}
+    ))  # fmt: skip
+    off = np.array([1.0, 50.0, 1.0, 2.0, 50.0, 2.0, 3.0, 50.0, 3.0])
+    scale = np.repeat([protocol.scale[name] for name in regressors.UNITS], 3)
+    said = questions.property("target") + off * scale
+    judged = questions.with_properties(reward=said, evaluator=questions.property("target"))
+    monkeypatch.setattr(properties, "with_predictions", lambda protocol, made: judged)
+    assert properties._level(protocol, questions) == pytest.approx(-2.0, rel=1e-4)
 
 
 def test_each_molecule_is_sampled_for_its_own_target(protocol):
@@ -151,35 +203,69 @@ def test_each_molecule_is_sampled_for_its_own_target(protocol):
     assert length == pytest.approx((2 * c).tolist(), abs=0.02)
 
 
-def test_questions_are_those_of_the_half_and_the_noise_alone(protocol, tmp_path):
-    """Whatever the order and the process they are sampled in; parts are not made again."""
+def test_questions_are_those_of_the_half_and_the_noise_alone(protocol, tmp_path, monkeypatch):
+    """A denoiser of rods as long as the wanted value: each answer has its own question's."""
+    alpha_bar = molecule_diffusion().schedule.alpha_bar
 
-    def silent(x_t, t, c):
-        return x_t
+    def rods(x_t, t, c):
+        a = alpha_bar[t].float()[:, None, None]
+        x0 = torch.zeros_like(x_t)
+        x0[..., 3] = 0.25
+        x0[:, :, 0] = (3 + c[:, 3:].sum(1, keepdim=True)) * torch.linspace(-1, 1, x_t.shape[1])
+        return (x_t - a.sqrt() * x0) / (1 - a).sqrt()
 
-    def sample(folder, names):
+    def sample(folder, noise=5, **settings):
         folder.mkdir(exist_ok=True)
-        path, out = folder / "set.npz", folder
-        properties.sample_questions(protocol, silent, path, out, "quick", 6, 5, names, s=2.0)
-        return path
+        path = folder / "set.npz"
+        return properties.sample_questions(
+            protocol, rods, path, folder, "quick", 6, noise, **settings
+        )
 
-    path = sample(tmp_path / "a", ("gap",))
-    assert not path.exists()
-    part = tmp_path / "a" / "set_gap.npz"
-    before = part.stat().st_mtime_ns
-    sample(tmp_path / "a", ("alpha", "mu", "gap"))
-    assert part.stat().st_mtime_ns == before
+    path = sample(tmp_path / "a", s=2.0)
     made = load_set(path)
     assert made.property("s").tolist() == [2.0] * 18
     assert made.property("asked").tolist() == [0] * 6 + [1] * 6 + [2] * 6
+    questions = []
     for name in regressors.UNITS:
         asked, half = properties.asked_for(name, made), protocol.generator_half
+        length = [float(np.ptp(asked.atoms(i)[0][:, 0])) for i in range(6)]
+        wanted = 2 * (3 + protocol.normalised(name, asked.property("target")))
+        assert length == pytest.approx(wanted.tolist(), abs=0.05)
         known = dict(zip(half.property(name).astype("float32"), half.n_atoms, strict=True))
         target = asked.property("target").astype("float32")
         assert set(target) <= set(known)  # real pairs of size and value, but for equal values
         assert sum(known[c] == n for c, n in zip(target, asked.n_atoms, strict=True)) >= 5
-    again = load_set(sample(tmp_path / "b", tuple(regressors.UNITS)))
-    assert np.array_equal(again.positions, made.positions)
+        questions.append(tuple(asked.n_atoms))
+    for noise in (4, 6):
+        other = load_set(sample(tmp_path / "b", noise))
+        questions += [tuple(properties.asked_for(k, other).n_atoms) for k in regressors.UNITS]
+    assert len(set(questions)) == 9  # no property and no noise has the molecules of another
+
+
+def test_a_stopped_run_goes_on_after_the_parts_that_are_there(protocol, tmp_path, monkeypatch):
+    path, made = tmp_path / "set.npz", []
+
+    def sample(denoiser, sizes, c, preset, batch):
+        if len(made) == 2 and not path.with_name("go").exists():
+            raise KeyboardInterrupt
+        made.append(int(c[0, :3].argmax()))
+        return protocol.generator_half.subset(np.arange(4))
+
+    monkeypatch.setattr(properties, "sample_conditional", sample)
+
+    def run(strength):
+        properties.sample_questions(
+            protocol, None, path, tmp_path, "quick", 4, 0, strength=strength
+        )
+        return load_set(path).property("strength").tolist()
+
+    with pytest.raises(KeyboardInterrupt):
+        run(1.0)
+    path.with_name("go").touch()
+    assert run(1.0) == [1.0] * 12 and made == [0, 1, 2]
+    assert run(2.0) == [2.0] * 12 and made == [0, 1, 2, 0, 1, 2]
+    path.unlink()
+    assert run(2.0) == [2.0] * 12 and len(made) == 9  # what is asked for again is made again
 
 
 def test_the_words_are_those_on_what_was_asked(protocol, monkeypatch):
@@ -190,7 +276,7 @@ def test_the_words_are_those_on_what_was_asked(protocol, monkeypatch):
         protocol, "regressor", lambda kind: lambda x: sign[kind] * word.expand(len(x), 3)
     )
     half = protocol.generator_half.subset([5, 300])
-    made = properties.with_words(protocol, properties.all_questions(half))
+    made = properties.with_predictions(protocol, properties.all_questions(half))
     for kind, s in sign.items():
         for k, name in enumerate(regressors.UNITS):
             expected = protocol.mean[name] + s * (k + 1) * protocol.scale[name]
@@ -213,6 +299,8 @@ def test_the_table_and_its_alarm(protocol):
     met = {"guided": own.with_properties(evaluator=half.property("alpha"))}
     with pytest.warns(UserWarning, match="guided: alpha is 0 from its targets by evaluator, less"):
         properties.errors("alpha", met, real)
+    with pytest.raises(ValueError, match="GFN2-xTB is no judge of alpha: choose from mu, gap"):
+        properties.errors("alpha", met, real, by="gfn2")
     spread = np.abs(half.property("alpha") - protocol.mean["alpha"]).mean()
     assert 0 < properties.atoms_only(protocol, "alpha", own) < 0.8 * spread
     sizes = type(half)(half.n_atoms, half.numbers, half.positions)
@@ -225,7 +313,21 @@ def _distance(a: dict, b: dict) -> float:
     return sum(float((a[key].float() - b[key].float()).square().sum()) for key in a) ** 0.5
 
 
-def test_experiment_all_from_the_conditional_model(tmp_path, capsys):
+def test_experiment_all_from_the_conditional_model(tmp_path, capsys, monkeypatch):
+    learned, order = {}, iter(("evaluator", "reward", "conditional", "longer", "control", "guided"))
+
+    def watched(molecules, label, batch, weight=None):
+        batches = labelled_batches(molecules, label, batch, weight)
+        x, first = next(batches)
+        seen = {"first": x, "index": [] if molecules.index is None else molecules.index}
+        if "asked" in molecules.properties:
+            seen |= {"asked": torch.from_numpy(molecules.property("asked").astype(int))}
+        learned[next(order)] = seen | {"weight": weight}
+        yield x, first
+        yield from batches
+
+    for module in (properties, regressors):
+        monkeypatch.setattr(module, "labelled_batches", watched)
     paths = properties.target_properties("quick", tmp_path, seeds=(0,))
     protocol = Protocol(home=tmp_path)
     kinds = ["conditional", "longer_seed0", "control_seed0", "guided_seed0"]
@@ -245,13 +347,22 @@ def test_experiment_all_from_the_conditional_model(tmp_path, capsys):
     step = _distance(conditional, control)
     assert 0 < step and _distance(conditional, guided) < 1.3 * step  # all from the conditional
     assert 0 < _distance(conditional, longer) < 1.3 * step
+    halves = protocol.evaluator_half.index, protocol.generator_half.index
+    for name, seen in learned.items():
+        half = halves[0] if name == "evaluator" else halves[1]
+        assert len(half) == 1568 and set(seen["index"]) <= set(half), name
+    assert set(learned) == {"evaluator", "reward", "conditional", "longer", "control", "guided"}
+    for name in ("control", "guided"):
+        assert torch.bincount(learned[name]["asked"], learned[name]["weight"]).tolist() == (
+            pytest.approx([1.0, 1.0, 1.0])
+        )
+    assert not torch.equal(learned["conditional"]["first"], learned["longer"]["first"])
     assert min(_distance(control, guided), _distance(control, longer)) > 0
     evaluator, reward = (protocol.regressor(kind) for kind in regressors.REGRESSORS)
     assert _distance(evaluator.state_dict(), reward.state_dict()) > 0
     before = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
     content = paths[-1].read_bytes()
-    for path in tmp_path.glob("*guided_seed0*.npz"):
-        path.unlink()
+    paths[-1].unlink()
     properties.target_properties("quick", tmp_path, seeds=(0,))
     assert paths[-1].read_bytes() == content  # made again, to the bit
     changed = {path.name for path in before if path.stat().st_mtime_ns != before[path]}
@@ -304,7 +415,8 @@ def test_the_strength_is_on_the_line_through_a_trial(tmp_path, monkeypatch):
     monkeypatch.setattr(properties, "payoff_level", lambda target: -0.3)
     (path,) = properties.strengthen_properties("quick", tmp_path, seeds=(0,))
     (trial, noise, tried), (name, fresh, strength) = telling.asked
-    assert (trial, name) == (path.stem + "_trial.npz", path.name) and noise != fresh
+    assert (trial, name) == (path.stem + "_trial.npz", path.name)
+    assert len({noise, fresh} | {0, 1, 2}) == 5  # no noise of another set
     assert tried == pytest.approx(0.2 / 0.05)  # as far as the difference at strength 1 promises
     assert strength == pytest.approx(2.0)  # where the trial's line meets the payoff
     properties.strengthen_properties("quick", tmp_path, seeds=(0,))

@@ -128,11 +128,15 @@ def test_the_strength_is_where_the_line_meets_the_payoffs_energy(tmp_path, monke
             said = {kind: network(*ones) for kind, network in networks.items()}
             expected = said["base"] + strength * (said["guided"] - said["control"])
             torch.testing.assert_close(denoiser(*ones), expected)
-        made = with_mean(0.03 - 0.001 * strength)
-        save_set(path, made.with_properties(strength=np.full(200, strength)))
+        save_set(path, _some(200).with_properties(strength=np.full(200, strength)))
+
+    def judged(made, path, out):
+        mean = 0.03 - 0.001 * made.property("strength")[0]
+        energies = with_mean(mean).property("relaxation_gfn2")
+        save_set(path, made.with_properties(relaxation_gfn2=energies))
 
     monkeypatch.setattr(relaxation, "sample_and_score", sample)
-    monkeypatch.setattr(relaxation, "write_energies", lambda made, path, out: made)
+    monkeypatch.setattr(relaxation, "write_energies", judged)
     target = relaxation.relaxation_target(write("base", 0.03))
     aim = -float(target.expectation(target.reward))
     assert aim < 0.025
@@ -141,11 +145,16 @@ def test_the_strength_is_where_the_line_meets_the_payoffs_energy(tmp_path, monke
     (path,) = relaxation.strengthen_relaxation("quick", tmp_path, seeds=(0,))
     assert path.name == "relaxation_heavy7_seed0_strengthened_samples.npz"
     (_, noise, tried), (name, fresh, strength) = drawn
-    assert name == path.name and noise != fresh
+    assert name == path.name and len({noise, fresh} | {0, 1, 2}) == 5
     assert tried == pytest.approx((0.03 - aim) / 0.002, rel=1e-3)
     assert strength == pytest.approx((0.03 - aim) / 0.001, rel=1e-3)
     relaxation.strengthen_relaxation("quick", tmp_path, seeds=(0,))
     assert len(drawn) == 2
+    path.unlink()
+    (trial,) = tmp_path.glob("*_trial.npz")  # stopped before its energies: they are made up for
+    save_set(trial, _some(200).with_properties(strength=np.full(200, tried)))
+    relaxation.strengthen_relaxation("quick", tmp_path, seeds=(0,))
+    assert [name for name, *_ in drawn[2:]] == [path.name]
     path.unlink()
     write("guided", 0.061)
     with pytest.raises(ValueError, match="of the guided model, -0.06 of its control: no strength"):

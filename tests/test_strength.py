@@ -197,6 +197,8 @@ def test_a_difference_is_tried_where_it_would_do():
     for guided in (5.0, 4.0):
         with pytest.raises(ValueError, match="of the guided model, 5 of its control: no strength"):
             strength_of_difference(16.0, 10.0, guided, 5.0)
+    with pytest.raises(ValueError, match="the payoff's reward 10 is not above the base's 10"):
+        strength_of_difference(10.0, 10.0, 7.0, 5.0)
 
 
 def test_one_trial_and_the_strength_on_its_line(tmp_path):
@@ -214,8 +216,10 @@ def test_one_trial_and_the_strength_on_its_line(tmp_path):
     path, trial = tmp_path / "set", tmp_path / "trial"
     sample_by_trial(path, trial, 9.0, 1.0, 2.5, sample, look)
     assert drawn == [("trial", 0, 2.5), ("set", 1, 4.0)]
-    sample_by_trial(path, trial, 5.0, 1.0, 7.0, sample, look)  # the trial is there
+    sample_by_trial(path, trial, 5.0, 1.0, 2.5, sample, look)  # the trial is there
     assert drawn[2:] == [("set", 1, 2.0)]
+    sample_by_trial(path, trial, 5.0, 1.0, 7.0, sample, look)  # at another strength: not this one
+    assert drawn[3:] == [("trial", 0, 7.0), ("set", 1, 2.0)]
     trial.write_text("2.0 1.0")
     with pytest.raises(ValueError, match="it must rise with the strength"):
-        sample_by_trial(path, trial, 5.0, 1.0, 7.0, sample, look)
+        sample_by_trial(path, trial, 5.0, 1.0, 2.0, sample, look)

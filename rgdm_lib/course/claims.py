@@ -210,6 +210,18 @@ CLAIMS = (
                (">=", 0.92), ("<=", 0.98)),
     _molecules("stability-reward-different", "stability_valid_unique_change",
                "and at least as many valid and different ones as the base", (">=", 0)),
+    _molecules("property-alpha", "property_mae_ratio_alpha",
+               "told a polarizability and guided to it, a model at its strength misses it by less "
+               "than the conditional model that was trained longer instead", ("<=", 0.8)),
+    _molecules("property-mu", "property_mae_ratio_mu", "the same for a dipole moment", ("<=", 0.8)),
+    _molecules("property-gap", "property_mae_ratio_gap", "the same for a gap of orbitals",
+               ("<=", 0.8)),
+    _molecules("property-mu-physics", "property_mae_ratio_mu_by_gfn2",
+               "and the dipole moment by a physical model says so, too", ("<=", 0.9)),
+    _molecules("property-stable", "property_stable_change",
+               "no fewer of its molecules are stable", (">=", 0)),
+    _molecules("property-different", "property_unique_change",
+               "and no fewer are different, to 2 points", (">=", -0.02)),
     _molecules("relaxed-trained", "relaxation_energy_ratio_at_1",
                "rewarded for a low relaxation energy by one physical model, a trained model's is "
                "lower than the base's by another one's word", ("<=", 0.8)),

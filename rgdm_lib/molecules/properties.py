@@ -6,8 +6,8 @@ and trained on the generators' half: the base saw molecules of both halves, neve
 trains a model for each property; here one answers for all, so that three take the time of one.
 Targets are drawn as EDM does, N ~ p(N) and c ~ p(c | N): those of a random molecule of that half.
 
-Three models go on from it for equally long: on real molecules ("longer"), on its own samples in
-equal weights ("control"), on these at the temperature of the payoff ("guided").
+Three models go on from it for equally long: on real molecules ("longer"), on its own stable samples
+in equal weights ("control"), on these at the temperature of the payoff ("guided").
 """
 
 from __future__ import annotations
@@ -69,11 +69,12 @@ KINDS = ("longer", "control", "guided")
 SHARE = 0.4  # effective samples, of those with a value, for each property
 POOL = {"quick": 80, "laptop": 4000, "full": 10_000}  # samples for each property
 SAMPLES = {"quick": 40, "laptop": 1000, "full": 10_000}
-POOL_NOISE = 1000  # no seed of the others
+POOL_NOISE = 1000  # that of no other set of samples
+BINS, LEAST_IN_BIN = 4, 50  # of the targets of a size, and samples in each
 PHYSICS = {"mu": judges.dipole, "gap": judges.gap}  # GFN2-xTB; its polarizability is far too low
 
 
-def told(asked: Tensor, c: Tensor) -> Tensor:
+def condition_vector(asked: Tensor, c: Tensor) -> Tensor:
     """What the network is told, (n, 6): the number of the property (n,), one-hot, and c (n,)."""
     which = nn.functional.one_hot(asked, len(UNITS)).float()
     return torch.cat([which, which * c[:, None]], 1)
@@ -90,12 +91,12 @@ def all_questions(molecules: MoleculeSet) -> MoleculeSet:
 
 
 def conditions(protocol: Protocol, molecules: MoleculeSet) -> Tensor:
-    """`told`, (n, 6), of molecules with the properties asked and target."""
+    """`condition_vector`, (n, 6), of molecules with the properties asked and target."""
     asked, target = molecules.property("asked").astype(int), molecules.property("target")
     c = torch.empty(len(molecules))
     for k, name in enumerate(UNITS):
         c[asked == k] = protocol.normalised(name, target[asked == k])
-    return told(torch.from_numpy(asked), c)
+    return condition_vector(torch.from_numpy(asked), c)
 
 
 def asked_for(name: str, molecules: MoleculeSet) -> MoleculeSet:
@@ -109,22 +110,33 @@ def asked_for(name: str, molecules: MoleculeSet) -> MoleculeSet:
     return molecules.subset(np.flatnonzero(molecules.property("asked") == list(UNITS).index(name)))
 
 
+def target_strata(molecules: MoleculeSet) -> Tensor:
+    """(n,) strata: the number of atoms, and within it bins of equally many targets.
+
+    The weights are those of the joint law p(c) Z(c) p*(x | c). Kept shares of the bins take Z(c)
+    out again, up to what it changes inside a bin: the questions stay those that are asked.
+    """
+    strata = torch.empty(len(molecules), dtype=torch.long)
+    target = molecules.property("target")
+    for n, index in molecules.by_size().items():
+        rank = np.argsort(np.argsort(target[index], kind="stable"), kind="stable")
+        bins = min(BINS, max(1, len(index) // LEAST_IN_BIN))
+        strata[torch.from_numpy(index)] = torch.from_numpy(n * BINS + rank * bins // len(index))
+    return strata
+
+
 def property_draw(protocol: Protocol, name: str, pool: MoleculeSet) -> Draw:
-    """Samples that were asked for a property, and their reward, by size.
+    """Samples that were asked for a property, and their reward, by `target_strata`.
 
-    What the reward network says is the property "reward" of the pool, see ``with_words``.
-
-    No value for what is not stable by EDM's rule and in one piece: a regressor's word on a heap of
+    What the reward network says is the property "reward" of the pool, see ``with_predictions``. No
+    value for what is not stable by EDM's rule and in one piece: a regressor's word on a heap of
     atoms means nothing.
-
-    The weights need no normalisation for each c: what is trained is p(x | c), and a factor Z(c)
-    only changes how often c comes up.
     """
     asked = asked_for(name, pool)
     missed = np.abs(asked.property("reward") - asked.property("target")) / protocol.scale[name]
     reward = -torch.from_numpy(missed).float()
     reward = reward.masked_fill(judges.stability(asked) != 1, math.nan)
-    return Draw(asked, reward, torch.from_numpy(asked.n_atoms))
+    return Draw(asked, reward, target_strata(asked))
 
 
 def property_targets(draw: Draw) -> dict[str, Weighted]:
@@ -158,30 +170,28 @@ def sample_questions(
     preset: str,
     n: int,
     noise: int,
-    names: tuple = tuple(UNITS),
     **settings: float,
 ) -> Path:
     """n samples for each property, with asked and target; sizes, targets and noise by ``noise``.
 
-    The samples of a property are written in ``out`` and not made again; ``path`` appears with the
-    last of them.
+    Those of each property are kept in ``out`` until all are there: a stopped run goes on there.
 
     Args:
         protocol: parts and units.
-        denoiser: told as `told` says.
+        denoiser: told as `condition_vector` says.
         path: file to write.
         out: folder of the parts.
         preset: quick, laptop or full.
         n: samples for each property.
         noise: seed.
-        names: properties to do now.
         settings: further columns of one value.
     """
-    parts = {name: out / f"{path.stem}_{name}.npz" for name in UNITS}
-    for name in names:
+    ending = "_".join(f"{value:.6g}" for value in (n, noise, *settings.values()))
+    parts = {name: out / f"{path.stem}_{name}_{ending}.npz" for name in UNITS}
+    for k, name in enumerate(UNITS):
         if parts[name].exists():
             continue
-        k, half = list(UNITS).index(name), protocol.generator_half
+        half = protocol.generator_half
         print(f"{path.stem}: {n} samples for {name}", flush=True)
         torch.manual_seed(len(UNITS) * noise + k)
         asked = half.subset(torch.randint(len(half), (n,)).numpy())
@@ -191,14 +201,14 @@ def sample_questions(
         sizes, c = torch.from_numpy(asked.n_atoms), conditions(protocol, questions)
         made = sample_conditional(denoiser, sizes, c, preset, SIZE)
         write_scored(made.with_properties(**columns), parts[name], preset)
-    if all(part.exists() for part in parts.values()):
-        write_scored(
-            MoleculeSet.concatenate([load_set(part) for part in parts.values()]), path, preset
-        )
+    made = MoleculeSet.concatenate([load_set(part) for part in parts.values()])
+    write_scored(made, path, preset)
+    for part in parts.values():  # another run may have another network
+        part.unlink()
     return path
 
 
-def with_words(protocol: Protocol, molecules: MoleculeSet) -> MoleculeSet:
+def with_predictions(protocol: Protocol, molecules: MoleculeSet) -> MoleculeSet:
     """With properties "evaluator" and "reward": what they say of what was asked, in its unit."""
     asked = molecules.property("asked").astype(int)
     mean, scale = (np.array([of[name] for name in UNITS]) for of in (protocol.mean, protocol.scale))
@@ -210,7 +220,13 @@ def with_words(protocol: Protocol, molecules: MoleculeSet) -> MoleculeSet:
 
 
 def atoms_only(protocol: Protocol, name: str, molecules: MoleculeSet) -> float:
-    """Mean absolute error to their targets of the median at that number of atoms, in its unit."""
+    """EDM's row "#Atoms": mean absolute error of the median at that number of atoms, in its unit.
+
+    Args:
+        protocol: whose generators' half has the medians.
+        name: the property.
+        molecules: with properties asked and target.
+    """
     half, asked = protocol.generator_half, asked_for(name, molecules)
     median = {n: np.median(half.property(name)[i]) for n, i in half.by_size().items()}
     guess = np.array([median[n] for n in asked.n_atoms.tolist()])
@@ -222,8 +238,9 @@ def errors(
 ) -> dict[str, tuple[float, float]]:
     """Mean absolute error and its standard error, in the property's unit, by one judge's word.
 
-    "judge" is its own error, on ``real`` molecules that it does not know; below that is an alarm:
-    a warning. GFN2 has a scale of its own, so that a line is fitted to the real ones.
+    "judge" is the judge's own, on ``real`` molecules that it does not know. A set with a smaller
+    one fits the judge's mistakes: that gives a warning. GFN2 has a scale of its own, so that a line
+    from it to QM9's values is fitted on the real ones.
 
     Args:
         name: the property.
@@ -231,7 +248,12 @@ def errors(
         real: the same, of molecules as they are.
         by: "evaluator" or "reward" (networks: unstable molecules count, as for EDM) or "gfn2" (of
             what has a value).
+
+    Raises:
+        ValueError: an unknown property, or one that GFN2 is no judge of.
     """
+    if by == "gfn2" and name not in PHYSICS:
+        raise ValueError(f"GFN2-xTB is no judge of {name}: choose from {', '.join(PHYSICS)}")
     known, slope, start = asked_for(name, real), 1.0, 0.0
     if by == "gfn2":
         x, y = known.property(by), known.property("target")
@@ -296,7 +318,8 @@ class _Trainee:
             print(f"properties: {kind}", flush=True)
             batch, steps = (GUIDANCE[preset][key] for key in ("batch", "steps"))
             diffusion, times = molecule_diffusion(), training_times()
-            torch.manual_seed(1000 * (seed + 1))
+            # what goes on from the conditional model must not see its batches once more
+            torch.manual_seed(1000 * (seed + 1) + (kind != "conditional"))
             batches = labelled_batches(
                 molecules, conditions(self.protocol, molecules), batch, weight
             )
@@ -351,7 +374,7 @@ def target_properties(
     trainee.train("conditional", half, None, 0)
     conditional = copy.deepcopy(network.state_dict())
     written = [trainee.sample("conditional", POOL[preset], POOL_NOISE)]
-    pool = with_words(protocol, load_set(written[0]))
+    pool = with_predictions(protocol, load_set(written[0]))
     wanted = [property_targets(property_draw(protocol, name, pool)) for name in UNITS]
     for seed in seeds:
         for kind in kinds:
@@ -371,7 +394,7 @@ def _protocol(preset: str, out: Path) -> Protocol:
 
 def _level(protocol: Protocol, molecules: MoleculeSet) -> float:
     """Mean over the properties of the mean reward of what has a value."""
-    molecules = with_words(protocol, molecules)
+    molecules = with_predictions(protocol, molecules)
     draws = (property_draw(protocol, name, molecules) for name in UNITS)
     return sum(reward_level(draw.reward) for draw in draws) / len(UNITS)
 
@@ -387,7 +410,7 @@ def strengthen_properties(preset: str, out: Path, seeds: tuple = SEEDS) -> list[
         ValueError: a guided model whose mean reward is not above its control's.
     """
     protocol, n = _protocol(preset, out), SAMPLES[preset]
-    pool = with_words(protocol, load_set(protocol.path("conditional")))
+    pool = with_predictions(protocol, load_set(protocol.path("conditional")))
     targets = [property_targets(property_draw(protocol, name, pool)) for name in UNITS]
     aim = sum(payoff_level(target["guided"]) for target in targets) / len(UNITS)
     network = load_model(protocol.path("conditional", ".safetensors"))[0]
@@ -441,6 +464,6 @@ def judge_properties(preset: str, out: Path, seeds: tuple = SEEDS) -> list[Path]
         for name, judge in PHYSICS.items():
             here = molecules.property("asked") == list(UNITS).index(name)
             said[here] = judge()(asked_for(name, molecules)).numpy()
-        judged = with_words(protocol, molecules).with_properties(gfn2=said)
+        judged = with_predictions(protocol, molecules).with_properties(gfn2=said)
         write_scored(judged, path, preset)
     return written

@@ -203,7 +203,10 @@ def strengthen_relaxation(preset: str, out: Path, seeds: tuple = SEEDS) -> list[
                 denoiser = along(base, (strength, guided, control))
                 data, noise = load_qm9(dataset).part("train"), seed + len(SEEDS) * (k + 1)
                 sample_and_score(denoiser, file, preset, noise, n, data, strength=strength)
+
+            def look(file: Path) -> tuple[float, float]:
                 write_energies(load_set(file), file, out)
+                return strength_and(level)(file)
 
             levels = (
                 level(load_set(home / relaxation_name(kind, seed, dataset)))
@@ -211,6 +214,6 @@ def strengthen_relaxation(preset: str, out: Path, seeds: tuple = SEEDS) -> list[
             )
             trial = out / f"{path.stem}_trial{path.suffix}"
             tried = strength_of_difference(aim, start, *levels)
-            sample_by_trial(path, trial, aim, start, tried, sample, strength_and(level))
+            sample_by_trial(path, trial, aim, start, tried, sample, look)
         write_energies(load_set(path), path, out)
     return written
