@@ -69,6 +69,7 @@ KINDS = ("longer", "control", "guided")
 SHARE = 0.4  # effective samples, of those with a value, for each property
 POOL = {"quick": 80, "laptop": 4000, "full": 10_000}  # samples for each property
 SAMPLES = {"quick": 40, "laptop": 1000, "full": 10_000}
+TRIAL = {"quick": 40, "laptop": 400, "full": 4000}  # for each property, to set the strength
 POOL_NOISE = 1000  # that of no other set of samples
 BINS, LEAST_IN_BIN = 4, 50  # of the targets of a size, and samples in each
 PHYSICS = {"mu": judges.dipole, "gap": judges.gap}  # GFN2-xTB; its polarizability is far too low
@@ -409,7 +410,7 @@ def strengthen_properties(preset: str, out: Path, seeds: tuple = SEEDS) -> list[
     Raises:
         ValueError: a guided model whose mean reward is not above its control's.
     """
-    protocol, n = _protocol(preset, out), SAMPLES[preset]
+    protocol, sizes = _protocol(preset, out), (TRIAL[preset], SAMPLES[preset])
     pool = with_predictions(protocol, load_set(protocol.path("conditional")))
     targets = [property_targets(property_draw(protocol, name, pool)) for name in UNITS]
     aim = sum(payoff_level(target["guided"]) for target in targets) / len(UNITS)
@@ -433,7 +434,7 @@ def strengthen_properties(preset: str, out: Path, seeds: tuple = SEEDS) -> list[
         def sample(file: Path, k: int, strength: float, seed: int = seed) -> None:
             denoiser = along(conditional, (strength, guided, control))
             noise, columns = seed + len(SEEDS) * (k + 1), {"strength": strength}
-            sample_questions(protocol, denoiser, file, out, preset, n, noise, **columns)
+            sample_questions(protocol, denoiser, file, out, preset, sizes[k], noise, **columns)
 
         trial = out / f"{path.stem}_trial{path.suffix}"
         tried = strength_of_difference(aim, start, *levels)
