@@ -106,7 +106,7 @@ def test_what_the_network_is_told(protocol):
     """Each molecule asks for each property: one-hot, and its normalised value in the same place."""
     half = protocol.generator_half.subset([5, 6])
     questions = properties.all_questions(half)
-    c = properties.conditions(protocol, questions)
+    c = properties.conditions(protocol, questions) / properties.CONDITION_SCALE
     assert c.shape == (6, 6) and c[:, :3].argmax(1).tolist() == [0, 0, 1, 1, 2, 2]
     assert bool((c[:, :3].sum(1) == 1).all())
     labels = protocol.labels(half)
@@ -211,7 +211,8 @@ def test_questions_are_those_of_the_half_and_the_noise_alone(protocol, tmp_path,
         a = alpha_bar[t].float()[:, None, None]
         x0 = torch.zeros_like(x_t)
         x0[..., 3] = 0.25
-        x0[:, :, 0] = (3 + c[:, 3:].sum(1, keepdim=True)) * torch.linspace(-1, 1, x_t.shape[1])
+        value = c[:, 3:].sum(1, keepdim=True) / properties.CONDITION_SCALE
+        x0[:, :, 0] = (3 + value) * torch.linspace(-1, 1, x_t.shape[1])
         return (x_t - a.sqrt() * x0) / (1 - a).sqrt()
 
     def sample(folder, noise=5, **settings):
