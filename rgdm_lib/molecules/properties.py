@@ -67,7 +67,8 @@ from rgdm_lib.strength import (
 
 KINDS = ("longer", "control", "guided")
 SHARE = 0.4  # effective samples, of those with a value, for each property
-POOL = {"quick": 80, "laptop": 4000, "full": 10_000}  # samples for each property
+FURTHER_STEPS = {"quick": 20, "laptop": 4000, "full": 50_000}  # from the conditional model
+POOL = {"quick": 80, "laptop": 3000, "full": 10_000}  # samples for each property
 SAMPLES = {"quick": 40, "laptop": 1000, "full": 10_000}
 TRIAL = {"quick": 40, "laptop": 400, "full": 4000}  # for each property, to set the strength
 POOL_NOISE = 1000  # that of no other set of samples
@@ -323,7 +324,9 @@ class _Trainee:
         weights, preset = self.protocol.path(kind, ".safetensors"), self.preset
         if not weights.exists():
             print(f"properties: {kind}", flush=True)
-            batch, steps = (GUIDANCE[preset][key] for key in ("batch", "steps"))
+            batch, steps = GUIDANCE[preset]["batch"], FURTHER_STEPS[preset]
+            if kind == "conditional":
+                steps = GUIDANCE[preset]["steps"]
             diffusion, times = molecule_diffusion(), training_times()
             # what goes on from the conditional model must not see its batches once more
             torch.manual_seed(1000 * (seed + 1) + (kind != "conditional"))
