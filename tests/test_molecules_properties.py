@@ -113,7 +113,7 @@ def test_what_the_network_is_told(protocol):
     for row, k in enumerate(c[:, :3].argmax(1)):
         values = [float(labels[row % 2, k]) if i == k else 0.0 for i in range(3)]
         assert c[row, 3:].tolist() == pytest.approx(values)
-    with pytest.raises(ValueError, match="no property 'homo' here: choose from alpha, mu, gap"):
+    with pytest.raises(ValueError, match="no property 'homo': choose from alpha, mu, gap"):
         properties.asked_for("homo", questions)
 
 

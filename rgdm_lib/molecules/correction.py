@@ -83,8 +83,7 @@ def correction_name(kind: str, dataset: str = "heavy7", ending: str = "_samples.
     Raises:
         ValueError: another kind than "own" and "corrected".
     """
-    if kind not in KINDS:
-        raise ValueError(f"no kind {kind!r}: choose from {', '.join(KINDS)}")
+    require_known("kind", (kind,), KINDS)
     return f"base_{dataset}_{kind}{ending}"
 
 

@@ -202,8 +202,7 @@ def payoff_draw(reference: str, dataset: str = "heavy7") -> Draw:
     Raises:
         ValueError: another reference.
     """
-    if reference not in REFERENCES:
-        raise ValueError(f"no reference {reference!r}: choose from {', '.join(REFERENCES)}")
+    require_known("reference", (reference,), REFERENCES)
     if reference == "data":
         pool = load_qm9(dataset).part("train")
         qed = rewards.qed(pool)

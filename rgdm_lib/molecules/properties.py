@@ -113,8 +113,7 @@ def asked_for(name: str, molecules: MoleculeSet) -> MoleculeSet:
     Raises:
         ValueError: an unknown property.
     """
-    if name not in UNITS:
-        raise ValueError(f"no property {name!r} here: choose from {', '.join(UNITS)}")
+    require_known("property", (name,), UNITS)
     return molecules.subset(np.flatnonzero(molecules.property("asked") == list(UNITS).index(name)))
 
 
@@ -288,8 +287,7 @@ def model_kind(kind: str, seed: int) -> str:
     Raises:
         ValueError: another kind.
     """
-    if kind not in ("conditional", *KINDS):
-        raise ValueError(f"no kind {kind!r}: choose from conditional, {', '.join(KINDS)}")
+    require_known("kind", (kind,), ("conditional", *KINDS))
     return kind if kind == "conditional" else f"{kind}_seed{seed}"
 
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from rgdm_lib._data import data_root
+from rgdm_lib._kept import require_known
 from rgdm_lib.molecules.data import CHANNELS, MoleculeSet, encode, load_qm9
 from rgdm_lib.molecules.egnn import Block, RadialBasis, _pairs
 from rgdm_lib.molecules.guiding import train_and_save
@@ -164,8 +165,7 @@ def train_regressor(
     Raises:
         ValueError: another kind.
     """
-    if kind not in REGRESSORS:
-        raise ValueError(f"no network {kind!r}: choose from {', '.join(REGRESSORS)}")
+    require_known("network", (kind,), REGRESSORS)
     weights = protocol.path(kind, ".safetensors")
     if not weights.exists():
         half = protocol.evaluator_half if kind == "evaluator" else protocol.generator_half

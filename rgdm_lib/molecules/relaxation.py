@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from rgdm_lib._data import data_path, data_root, write_manifest
-from rgdm_lib._kept import kept
+from rgdm_lib._kept import kept, require_known
 from rgdm_lib.molecules import judges
 from rgdm_lib.molecules.data import POSITION_UNIT, MoleculeSet, load_qm9, load_set, save_set
 from rgdm_lib.molecules.experiments import (
@@ -70,8 +70,7 @@ def relaxation_name(
     Raises:
         ValueError: a kind that is not in ``KINDS``.
     """
-    if kind not in KINDS:
-        raise ValueError(f"no kind {kind!r}: choose from {', '.join(KINDS)}")
+    require_known("kind", (kind,), KINDS)
     middle = {
         "real": "real",
         "base": "base",

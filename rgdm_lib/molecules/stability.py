@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from rgdm_lib._data import data_path
+from rgdm_lib._kept import require_known
 from rgdm_lib.molecules import judges
 from rgdm_lib.molecules.data import MoleculeSet, load_qm9, load_set
 from rgdm_lib.molecules.experiments import (
@@ -123,8 +124,7 @@ def stability_name(
     Raises:
         ValueError: another kind than "control" and "guided".
     """
-    if kind not in KINDS:
-        raise ValueError(f"no kind {kind!r}: choose from {', '.join(KINDS)}")
+    require_known("kind", (kind,), KINDS)
     middle = "control_" if kind == "control" else ""
     return f"stability_{dataset}_{middle}seed{seed}{ending}"
 

@@ -178,6 +178,54 @@ def kl_of_the_payoff(formula=lambda mean, tau, log_z: mean / tau - log_z):
     close(formula(w.expectation(REWARDS), TAU, z.log()), (p * (10 * p).log()).sum())
 
 
+COUNT = torch.tensor([[3, 1, 2, 4], [1, 1, 5, 1], [2, 6, 2, 2]])  # of answers x to the question c
+MISS = torch.tensor([[0.1, 0.9, 0.4, 0.3], [0.5, 0.2, 0.0, 0.7], [0.6, 0.3, 1.1, 0.2]]).double()
+
+
+def payoff_of_questions(p_c, p_x, reward, tau):
+    """p*(x | c), and the law of the weighted answers, up to a factor."""
+    tilted = p_x * (reward / tau).exp()
+    z = tilted.sum(1, keepdim=True)
+    return tilted / z, p_c[:, None] * z * (tilted / z)
+
+
+@equation(
+    "conditional-payoff",
+    mutations={
+        "Z left out on the right": {
+            "formula": lambda p_c, p_x, r, tau: (
+                payoff_of_questions(p_c, p_x, r, tau)[0],
+                p_c[:, None] * payoff_of_questions(p_c, p_x, r, tau)[0],
+            )
+        },
+        "one Z for all questions": {
+            "formula": lambda p_c, p_x, r, tau: (
+                p_x * (r / tau).exp() / (p_x * (r / tau).exp()).sum(),
+                payoff_of_questions(p_c, p_x, r, tau)[1],
+            )
+        },
+        "temperature inverted": {
+            "formula": lambda p_c, p_x, r, tau: payoff_of_questions(p_c, p_x, r, 1 / tau)
+        },
+        "distance, not minus the distance": {
+            "formula": lambda p_c, p_x, r, tau: payoff_of_questions(p_c, p_x, -r, tau)
+        },
+    },
+)
+def conditional_payoff(formula=payoff_of_questions):
+    """p* maximises E[r] - tau KL for each c; the joint law is that of the library's weights."""
+    n = COUNT.sum(1).double()
+    p_c, p_x, reward = n / n.sum(), COUNT / n[:, None], -MISS
+    p_star, joint = formula(p_c, p_x, reward, TAU)
+    close(p_star.sum(1), torch.ones(3, dtype=torch.float64))
+    level = reward - TAU * (p_star / p_x).log()  # no answer is worth more weight than another
+    close(level, level[:, :1].expand(3, 4))
+    answers = torch.repeat_interleave(torch.arange(12), COUNT.flatten())
+    weight = Draw(answers, reward.flatten()[answers]).weigh(TAU).log_weight.exp()
+    cells = torch.zeros(12, dtype=torch.float64).index_add(0, answers, weight)
+    close(joint.flatten() / joint.sum(), cells)
+
+
 # ---- strength --------------------------------------------------------------------------------
 
 
