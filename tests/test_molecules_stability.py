@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from rgdm_lib import strength as strength_module
+from rgdm_lib import differences
 from rgdm_lib.molecules import metrics, stability
 from rgdm_lib.molecules.data import load_set
 from rgdm_lib.molecules.experiments import STRENGTHENED
@@ -116,7 +116,7 @@ def test_experiment_control_from_the_base_and_guided_from_the_control(tmp_path, 
         strength, *pair = difference
         roles = zip((start, *pair), (base, guided, control), strict=True)
         assert max(_distance(*pair) for pair in roles) == 0  # each network where it belongs
-        return strength_module.along(start, difference)
+        return differences.along(start, difference)
 
     monkeypatch.setattr(stability, "along", along_and_look)
     aim = math.log(0.95 / 0.05)

@@ -9,15 +9,12 @@ from rgdm_lib.diffusion import Diffusion
 from rgdm_lib.payoff import Draw
 from rgdm_lib.schedules import cosine
 from rgdm_lib.strength import (
-    along,
     is_binary,
     matching_strength,
     payoff_level,
     reward_level,
-    sample_by_trial,
     sample_strengthened,
     strength_for,
-    strength_of_difference,
     strengthen,
 )
 from rgdm_lib.worlds.mixtures import GaussianMixture
@@ -73,26 +70,15 @@ def test_a_full_tilt_made_stronger_is_not_the_colder_payoff():
     assert 0.5 / 5 < variance[1] < 0.75 / 5  # narrower than any tempering: 0.129 at T = 100
 
 
-def test_differences_are_added_to_the_base():
-    """Networks k x: 1 is the base; those from 2 to 5 twice, from 10 to 7 once."""
-    asked = []
+def test_the_condition_reaches_both():
+    seen = []
 
-    def times(k):
-        def network(x_t, t, cond=None):
-            asked.append((k, cond))
-            return k * x_t
+    def network(x_t, t, cond=None):
+        seen.append(cond)
+        return x_t
 
-        return network
-
-    one, two, five, seven, ten = map(times, (1.0, 2.0, 5.0, 7.0, 10.0))
-    got = along(one, (2.0, five, two), (1.0, seven, ten))(x_t, t, "wanted")
-    torch.testing.assert_close(got, (1 + 2 * 3 - 3) * x_t)
-    assert sorted(asked) == [(k, "wanted") for k in (1.0, 2.0, 5.0, 7.0, 10.0)]
-    asked.clear()
-    got = along(one, (-2.0, two, one), (3.0, five, one))(x_t, t)  # each network once a step
-    torch.testing.assert_close(got, (1 - 2 * 1 + 3 * 4) * x_t)
-    assert sorted(asked) == [(k, None) for k in (1.0, 2.0, 5.0)]
-    torch.testing.assert_close(along(ten)(x_t, t), 10 * x_t)
+    strengthen(network, network, 2.0)(x_t, t, "wanted")
+    assert seen == ["wanted", "wanted"]
 
 
 def test_matching_strength_is_on_the_line():
@@ -189,37 +175,3 @@ def test_trials_are_kept_and_the_samples_are_fresh(tmp_path):
     torch.save((1.5, 0.9), tmp_path / "set_trial0.pt")  # of another strength
     make()
     assert [d[0] for d in drawn[4:]] == ["set_trial0.pt", "set.pt"]
-
-
-def test_a_difference_is_tried_where_it_would_do():
-    """From 10 to 16, with a lead of 2 over the control: three times."""
-    assert strength_of_difference(16.0, 10.0, 7.0, 5.0) == 3.0
-    for guided in (5.0, 4.0):
-        with pytest.raises(ValueError, match="of the guided model, 5 of its control: no strength"):
-            strength_of_difference(16.0, 10.0, guided, 5.0)
-    with pytest.raises(ValueError, match="the payoff's reward 10 is not above the base's 10"):
-        strength_of_difference(10.0, 10.0, 7.0, 5.0)
-
-
-def test_one_trial_and_the_strength_on_its_line(tmp_path):
-    """The level is 1 + 2 s, less 4 of the noise's number: fresh samples are not judged."""
-    drawn = []
-
-    def sample(path, k, strength):
-        drawn.append((path.name, k, strength))
-        path.write_text(f"{strength} {1 + 2 * strength - 4 * k}")
-
-    def look(path):
-        strength, level = map(float, path.read_text().split())
-        return strength, level
-
-    path, trial = tmp_path / "set", tmp_path / "trial"
-    sample_by_trial(path, trial, 9.0, 1.0, 2.5, sample, look)
-    assert drawn == [("trial", 0, 2.5), ("set", 1, 4.0)]
-    sample_by_trial(path, trial, 5.0, 1.0, 2.5, sample, look)  # the trial is there
-    assert drawn[2:] == [("set", 1, 2.0)]
-    sample_by_trial(path, trial, 5.0, 1.0, 7.0, sample, look)  # at another strength: not this one
-    assert drawn[3:] == [("trial", 0, 7.0), ("set", 1, 2.0)]
-    trial.write_text("2.0 1.0")
-    with pytest.raises(ValueError, match="it must rise with the strength"):
-        sample_by_trial(path, trial, 5.0, 1.0, 2.0, sample, look)

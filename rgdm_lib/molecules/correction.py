@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from rgdm_lib._data import data_path
 from rgdm_lib._kept import require_known
+from rgdm_lib.differences import along, sample_by_trial
 from rgdm_lib.diffusion import Denoiser
 from rgdm_lib.molecules.data import ELEMENTS, MoleculeSet, load_qm9, load_set
 from rgdm_lib.molecules.experiments import (
@@ -49,7 +50,7 @@ from rgdm_lib.molecules.experiments import (
 from rgdm_lib.molecules.metrics import element_counts, size_weight
 from rgdm_lib.molecules.model import load_model
 from rgdm_lib.payoff import Draw, Weighted, check_sizes
-from rgdm_lib.strength import along, payoff_level, sample_by_trial, strengthen
+from rgdm_lib.strength import payoff_level, strengthen
 
 KINDS = ("own", "corrected")
 # Both looked at on 800 samples: strengths 1.7, 3, 5 with MORE = 0; MORE = 0, 1 at strength 3
@@ -213,7 +214,7 @@ def corrected_toward(
 ) -> Denoiser:
     """The corrected base plus ``strength`` times what a guided model has learned from the base.
 
-    eps_own + away (eps_base - eps_own) + strength (eps_guided - eps_base), see `strength.along`.
+    eps_own + away (eps_base - eps_own) + strength (eps_guided - eps_base), see `differences.along`.
     """
     return along(base, (1 - away, own, base), (strength, guided, base))
 

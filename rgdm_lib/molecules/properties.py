@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from rgdm_lib._kept import require_known
+from rgdm_lib.differences import along, sample_by_trial, strength_of_difference
 from rgdm_lib.diffusion import Denoiser
 from rgdm_lib.in_parts import SIZE
 from rgdm_lib.molecules import judges
@@ -57,20 +58,14 @@ from rgdm_lib.molecules.regressors import (
     train_regressor,
 )
 from rgdm_lib.payoff import Draw, Weighted, temperature_for_ess
-from rgdm_lib.strength import (
-    along,
-    payoff_level,
-    reward_level,
-    sample_by_trial,
-    strength_of_difference,
-)
+from rgdm_lib.strength import payoff_level, reward_level
 
 KINDS = ("longer", "control", "guided")
 SHARE = 0.4  # effective samples, of those with a value, for each property
 FURTHER_STEPS = {"quick": 20, "laptop": 4000, "full": 50_000}  # from the conditional model
 POOL = {"quick": 80, "laptop": 3000, "full": 10_000}  # samples for each property
-SAMPLES = {"quick": 40, "laptop": 1000, "full": 10_000}
-TRIAL = {"quick": 40, "laptop": 400, "full": 4000}  # for each property, to set the strength
+SAMPLES = {"quick": 40, "laptop": 700, "full": 10_000}  # for each property
+TRIAL = {"quick": 40, "laptop": 300, "full": 4000}  # for each property, to set the strength
 POOL_NOISE = 1000  # that of no other set of samples
 # The first layer of the base gets inputs for the condition, of weight 0. At a scale of 1 these
 # hardly leave 0 in 8,000 batches: alpha asked and got then correlate by 0.06 within a size.
@@ -411,7 +406,7 @@ def strengthen_properties(preset: str, out: Path, seeds: tuple = SEEDS) -> list[
     """Samples of the conditional model plus what the reward alone has taught.
 
     eps_conditional + strength (eps_guided - eps_control), at the strength that brings the mean
-    reward to the payoff's; one trial tells it, see `strength.sample_by_trial`. A set that is there
+    reward to the payoff's; one trial tells it (`differences.sample_by_trial`). A set that is there
     is not made again.
 
     Raises:

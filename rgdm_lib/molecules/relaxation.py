@@ -20,6 +20,7 @@ import torch
 
 from rgdm_lib._data import data_path, data_root, write_manifest
 from rgdm_lib._kept import kept, require_known
+from rgdm_lib.differences import along, sample_by_trial, strength_of_difference
 from rgdm_lib.molecules import judges
 from rgdm_lib.molecules.data import POSITION_UNIT, MoleculeSet, load_qm9, load_set, save_set
 from rgdm_lib.molecules.experiments import (
@@ -40,13 +41,7 @@ from rgdm_lib.molecules.experiments import (
 from rgdm_lib.molecules.model import load_model
 from rgdm_lib.molecules.stability import stability_name
 from rgdm_lib.payoff import Draw, Weighted, temperature_for_ess
-from rgdm_lib.strength import (
-    along,
-    payoff_level,
-    reward_level,
-    sample_by_trial,
-    strength_of_difference,
-)
+from rgdm_lib.strength import payoff_level, reward_level
 
 COLUMNS = {
     "relaxation_gfn2": "GFN2-xTB",  # the reward
@@ -175,8 +170,8 @@ def guide_relaxation(preset: str, out: Path, seeds: tuple = SEEDS, lr: float = 1
 def strengthen_relaxation(preset: str, out: Path, seeds: tuple = SEEDS) -> list[Path]:
     """Samples of the base plus what the reward alone has taught, and their energies.
 
-    eps_base + s (eps_guided - eps_control), `strength.along`, at the s at which the mean energy
-    would be the payoff's; one trial tells it, see `strength.sample_by_trial`. A set that is there
+    eps_base + s (eps_guided - eps_control), `differences.along`, at the s at which the mean energy
+    would be the payoff's; one trial tells it (`differences.sample_by_trial`). A set that is there
     is not made again.
 
     Raises:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from rgdm_lib._data import data_path
 from rgdm_lib._kept import require_known
+from rgdm_lib.differences import along, sample_by_trial, strength_of_difference
 from rgdm_lib.molecules import judges
 from rgdm_lib.molecules.data import MoleculeSet, load_qm9, load_set
 from rgdm_lib.molecules.experiments import (
@@ -36,13 +37,7 @@ from rgdm_lib.molecules.experiments import (
 from rgdm_lib.molecules.guiding import equal_weights
 from rgdm_lib.molecules.model import load_model
 from rgdm_lib.payoff import Draw, Weighted, _bisect, has_value
-from rgdm_lib.strength import (
-    along,
-    payoff_level,
-    reward_level,
-    sample_by_trial,
-    strength_of_difference,
-)
+from rgdm_lib.strength import payoff_level, reward_level
 
 WANTED = 0.95  # the payoff's own share of stable molecules
 KINDS = ("control", "guided")
@@ -167,10 +162,10 @@ def _level(molecules: MoleculeSet) -> float:
 def strengthen_stability(preset: str, out: Path, seeds: tuple = SEEDS) -> list[Path]:
     """Samples of the base plus what the reward alone has taught, as stable as the payoff.
 
-    eps_base + strength (eps_guided - eps_control), `strength.along`. Guided model and control were
-    trained on the base's own samples and make its mistakes once more; that falls out of their
+    eps_base + strength (eps_guided - eps_control), `differences.along`. Guided model and control
+    were trained on the base's own samples and make its mistakes once more; that falls out of their
     difference. If each had learned its target but for the same mistakes, strength 1 would be the
-    payoff's denoiser. One trial tells the strength, see `strength.sample_by_trial`. A set that is
+    payoff's denoiser. One trial tells the strength (`differences.sample_by_trial`). A set that is
     there is not made again.
 
     Raises:
