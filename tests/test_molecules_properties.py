@@ -370,60 +370,46 @@ def test_experiment_all_from_the_conditional_model(tmp_path, capsys, monkeypatch
     assert all(name.startswith("property_heavy7_guided_seed0") for name in changed)
 
 
-class _Telling:
-    """Sets for `strengthen_properties` whose mean reward is ten times the strength, less 5."""
+def test_the_strength_is_where_the_difference_would_meet_the_payoff(tmp_path, monkeypatch):
+    """Levels -0.5 of the conditional model and its control, -0.45 guided, -0.3 of the payoff."""
+    protocol, drawn = Protocol(home=tmp_path), []
+    half = protocol.generator_half.subset(np.arange(200))
+    questions = properties.all_questions(half)
 
-    def __init__(self, protocol, monkeypatch):
-        self.asked, self.protocol = [], protocol
-        half = protocol.generator_half.subset(np.arange(200))
-        self.questions = properties.all_questions(half)
-        monkeypatch.setattr(properties, "sample_questions", self.sample)
-        monkeypatch.setattr(properties, "_level", lambda protocol, made: self.level(made))
+    def set_of(level):
+        return questions.with_properties(level=np.full(len(questions), level))
 
-    def level(self, made):
-        return float(made.property("level")[0])
-
-    def set_of(self, level):
-        n = len(self.questions)
-        return self.questions.with_properties(level=np.full(n, level))
-
-    def sample(self, protocol, denoiser, path, out, preset, n, noise, strength):
-        self.asked.append((path.name, noise, strength))
+    def sample(protocol, denoiser, path, out, preset, n, noise, strength):
+        drawn.append((path, noise, strength))
         ones = torch.ones(2, 9, 9), torch.tensor([500, 500]), torch.ones(2, 6)
         with torch.no_grad():
-            said = denoiser(*ones)
-            expected = self.base(*ones) + strength * (self.guided(*ones) - self.control(*ones))
-        torch.testing.assert_close(said, expected)
-        made = self.set_of(-0.5 + 0.1 * strength)
-        save_set(path, made.with_properties(strength=np.full(len(made), strength)))
+            said = {kind: network(*ones) for kind, network in networks.items()}
+            expected = said["conditional"] + strength * (said["guided"] - said["control"])
+            torch.testing.assert_close(denoiser(*ones), expected)
+        save_set(path, set_of(0.0))
 
-
-def test_the_strength_is_on_the_line_through_a_trial(tmp_path, monkeypatch):
-    protocol = Protocol(home=tmp_path)
-    monkeypatch.setattr(Protocol, "regressor", lambda self, kind: lambda x: torch.zeros(len(x), 3))
-    telling = _Telling(protocol, monkeypatch)
-    save_set(protocol.path("conditional"), telling.set_of(-0.5))
-    save_set(protocol.path("control_seed0"), telling.set_of(-0.5))
-    save_set(protocol.path("guided_seed0"), telling.set_of(-0.45))
-    for kind in ("conditional", "control_seed0", "guided_seed0"):
-        path = protocol.path(kind, ".safetensors")
-        network = EGNN(molecule_diffusion().schedule.alpha_bar, 6, 16, 8, 1, conditions=6)
-        save_weights(path, network, {"network": network.settings})
-    telling.base, telling.control, telling.guided = (
-        load_model(protocol.path(kind, ".safetensors"))[0]
-        for kind in ("conditional", "control_seed0", "guided_seed0")
+    monkeypatch.setattr(properties, "sample_questions", sample)
+    monkeypatch.setattr(
+        properties, "_level", lambda protocol, made: float(made.property("level")[0])
     )
     monkeypatch.setattr(properties, "payoff_level", lambda target: -0.3)
+    monkeypatch.setattr(Protocol, "regressor", lambda self, kind: lambda x: torch.zeros(len(x), 3))
+    networks = {}
+    for name, level in (("conditional", -0.5), ("control_seed0", -0.5), ("guided_seed0", -0.45)):
+        save_set(protocol.path(name), set_of(level))
+        path = protocol.path(name, ".safetensors")
+        network = EGNN(molecule_diffusion().schedule.alpha_bar, 6, 16, 8, 1, conditions=6)
+        save_weights(path, network, {"network": network.settings})
+        networks[name.removesuffix("_seed0")] = load_model(path)[0]
     (path,) = properties.strengthen_properties("quick", tmp_path, seeds=(0,))
-    (trial, noise, tried), (name, fresh, strength) = telling.asked
-    assert (trial, name) == (path.stem + "_trial.npz", path.name)
-    assert len({noise, fresh} | {0, 1, 2}) == 5  # no noise of another set
-    assert tried == pytest.approx(0.2 / 0.05)  # as far as the difference at strength 1 promises
-    assert strength == pytest.approx(2.0)  # where the trial's line meets the payoff
+    ((made, noise, strength),) = drawn
+    assert made == path == protocol.path("guided_seed0", "_strengthened_samples.npz")
+    assert noise not in (0, 1, 2)  # no noise of another set
+    assert strength == pytest.approx(0.2 / 0.05, rel=1e-5)
     properties.strengthen_properties("quick", tmp_path, seeds=(0,))
-    assert len(telling.asked) == 2
+    assert len(drawn) == 1 and set(properties.load_sets(protocol)) >= {"strengthened"}
     path.unlink()
-    save_set(protocol.path("guided_seed0"), telling.set_of(-0.6))
+    save_set(protocol.path("guided_seed0"), set_of(-0.6))
     with pytest.raises(ValueError, match="of its control: no strength"):
         properties.strengthen_properties("quick", tmp_path, seeds=(0,))
 

@@ -63,8 +63,8 @@ from rgdm_lib import payoff, rgdm, training
 from rgdm_lib._data import data_path
 from rgdm_lib.baselines import best_of_n
 from rgdm_lib.course import exercises, notebook, widgets
-from rgdm_lib.molecules import (bonds, correction, data, experiments, longer, metrics, model, relaxation, rewards,
-                                rivals, stability, views)  # fmt: skip
+from rgdm_lib.molecules import (bonds, correction, data, experiments, longer, metrics, model, properties, regressors, relaxation,
+                                rewards, rivals, stability, views)  # fmt: skip
 
 run = notebook.start("09_molecules", PRESET, SEED, OUT_DIR)
 settings = run.settings(
@@ -2089,10 +2089,10 @@ run.metric("relaxation_energy_ratio_payoff", over_base["payoff"]["relaxation_gfn
 r = {kind: over_base[kind]["relaxation_gfn1"] for kind in laws}
 assert 0.1 < r["real"] < 0.14 and abs(r["control_of_data"] - 1.07) < 0.01
 assert abs(r["rewarded_for_stability"] - 1) < 0.08
-assert r["payoff"] < 0.25 and 1.9 < r["control"] < 2.2 and 1 < r["guided"] < 1.25 and 0.6 < r["strengthened"] < 0.75
+assert r["payoff"] < 0.25 and 1.9 < r["control"] < 2.2 and 1 < r["guided"] < 1.25 and 0.5 < r["strengthened"] < 0.62
 assert all(abs(over_base[kind]["relaxation_gfn1"] - over_base[kind]["relaxation_gfn2"]) < 0.03 for kind in laws)
 assert over_base["strengthened"]["relaxation_mmff94"] < 0.75
-assert quality["strengthened"]["mol_stable_edm"] > quality["base"]["mol_stable_edm"] + 0.1
+assert quality["strengthened"]["mol_stable_edm"] > quality["base"]["mol_stable_edm"] + 0.05
 assert quality["strengthened"]["unique_edm"] < quality["base"]["unique_edm"] - 0.1
 
 # %% [markdown]
@@ -2112,6 +2112,155 @@ assert quality["strengthened"]["unique_edm"] < quality["base"]["unique_edm"] - 0
 #   model draws new ones for as long as you like, at no reward each, but what it draws is less relaxed than that choice.
 # - **There is room.** Real molecules have a ninth of the base's energy by GFN1 (by GFN2 an eighth). The payoff has twice that, the best network six
 #   times.
+
+# %% [markdown]
+# ### A property near a target
+#
+# So far a reward asked for *more* of something. Often the wish is a value: a molecule whose polarizability $\alpha$ is 70 Bohr³. EDM's protocol for
+# that (Hoogeboom et al. 2022, section 5.2) is the field's, and it is built against hacking:
+#
+# - The training molecules are cut into two halves. On one an **evaluator** learns to read the property off a molecule. On the other the **conditional model**
+#   is trained, a denoiser that is told the wanted value $c$.
+# - A question is a size and a value, $N \sim p(N)$ and $c \sim p(c \mid N)$: those of a random molecule. The model answers with a molecule, the evaluator says what it is.
+# - Two rows frame the mean error. Below, the evaluator's own, on molecules that nobody trained on. Above, *atoms only*: always the median of that size.
+#
+# RGDM goes on from there. The conditional model answers 9,000 questions, and each answer gets the reward $r(x, c) = -|f(x) - c|$ with $f$ a **reward network**: built
+# like the evaluator but trained on the other half, so that the two share no molecule. An answer that is not stable has no value. What we are after is a payoff for each $c$:
+#
+# <!-- eq: conditional-payoff | derived here -->
+# $$
+# p^*(x \mid c) = \frac{p_{\text{ref}}(x \mid c)\, e^{r(x, c)/\tau}}{Z(c)} , \qquad
+# p(c)\, p_{\text{ref}}(x \mid c)\, e^{r(x, c)/\tau} = p(c)\, Z(c)\; p^*(x \mid c) .
+# $$
+#
+# On the left of the second equation are answers to random questions under the usual weights $e^{r/\tau}$. The right side says: for each $c$ they follow $p^*(x \mid c)$, and nobody has to know $Z(c)$. But the
+# questions have shifted, from $p(c)$ to $p(c)\, Z(c)$: easy ones gain. We want those that were asked. So the targets of each size are cut into four bins of equally many, and bins keep their shares, as
+# sizes do. Each property has its own temperature, at an effective share of 40 %.
+#
+# One conditional model serves three properties, $\alpha$, the dipole moment $\mu$, and the gap between the highest filled and the lowest empty orbital: it is told
+# which is meant. Three models go on from it for equally many batches: *longer* on the real molecules of its half, the *control* on its own stable answers in equal weights,
+# *guided* on the weighted ones. (`experiment molecules-property`: 8,000 batches for the conditional model, 4,000 more for each of the three, one training seed.)
+#
+# **Predict.** Half of the training molecules are 1,568. How closely does a network follow $c$ that was *told* $c$? And what does it mean if a model falls below the evaluator's own error?
+
+# %%
+protocol = regressors.Protocol()
+answers, real_answers = properties.load_sets(protocol), data.load_set(protocol.path("real"))
+named = {"conditional": "conditional", "longer": "longer, on real molecules", "control": "control", "guided": "**guided**",
+         "strengthened": "conditional + s (guided - control)"}  # fmt: skip
+some = answers["guided"].subset(range(0, len(answers["guided"]), 100))  # the files' words are those of the networks
+again = properties.with_predictions(protocol, some)
+assert all(np.allclose(again.property(kind), some.property(kind), rtol=1e-3, atol=1e-4) for kind in regressors.REGRESSORS)
+draws = {name: properties.property_draw(protocol, name, answers["conditional"]) for name in regressors.UNITS}
+aims = {name: properties.property_targets(draw)["guided"] for name, draw in draws.items()}
+off = {name: properties.errors(name, answers, real_answers) for name in regressors.UNITS}
+of_payoff = {}
+for name, aim in aims.items():
+    missed = np.abs(aim.x0.property("evaluator") - aim.x0.property("target"))
+    of_payoff[name] = float(aim.log_weight.exp().numpy() @ missed)
+
+
+def in_table(name, mean, error=None):
+    """A mean absolute error with its standard error, as text."""
+    digits = {"alpha": 2, "mu": 3, "gap": 4}[name]
+    return f"{mean:.{digits}f}" + ("" if error is None else f" ± {error:.{digits}f}")
+
+
+rows = [["*the evaluator itself*", *(in_table(name, *off[name]["judge"]) for name in off)],
+        ["*atoms only*", *(in_table(name, properties.atoms_only(protocol, name, answers["longer"])) for name in off)],
+        *([word, *(in_table(name, *off[name][kind]) for name in off)] for kind, word in named.items()),
+        ["the payoff: answers of the conditional model, weighed", *(in_table(name, of_payoff[name]) for name in off)]]  # fmt: skip
+print("effective samples:", ", ".join(f"{name} {aim.ess:,.0f} of {int(torch.isfinite(aim.reward).sum()):,}" for name, aim in aims.items()),
+      f"; strength {answers['strengthened'].property('strength')[0]:.2f}")  # fmt: skip
+table(["mean |property - c|, by the evaluator", *(f"{name}, {unit}" for name, unit in regressors.UNITS.items())], rows)
+
+# %%
+shown = {"longer": "trained longer", "guided": "guided", "strengthened": "+ s (guided - control)"}
+fig, axes = plt.subplots(3, 3, figsize=(9.5, 8), sharex="col", sharey="col")
+for column, (name, unit) in zip(axes.T, regressors.UNITS.items(), strict=True):
+    low, high = np.percentile(properties.asked_for(name, real_answers).property("target"), (0.5, 99.5))
+    for ax, (kind, word) in zip(column, shown.items(), strict=True):
+        own = properties.asked_for(name, answers[kind])
+        ax.plot(own.property("target"), own.property("evaluator"), ".", ms=3, alpha=0.6)
+        ax.plot([low, high], [low, high], "k", lw=0.8)
+        ax.set(xlim=(low, high), ylim=(low, high), ylabel=f"{name} by the evaluator ({unit})")
+        ax.text(0.03, 0.97, word, transform=ax.transAxes, va="top", fontsize=8)
+    ax.set_xlabel(f"{name} asked for ({unit})")
+run.figure(fig, "property_asked_and_got",
+           alt="Nine panels, property by the evaluator against the property asked for, with a diagonal: a column for alpha, mu and the gap, a row for the model trained longer, the "
+               "guided one, and the difference added several times. Wide clouds; those of the gap lean toward the diagonal, most in the last row.",
+           see="what listens lies along the diagonal. Much of the slope for alpha is the size, which every model is given.")  # fmt: skip
+
+# %%
+rows, good, off_stable = [], {}, {}
+for kind, word in named.items():
+    molecules, stable_here = answers[kind], metrics.stability_edm(answers[kind])[0]
+    few = molecules.subset(np.linspace(0, len(molecules) - 1, 900).astype(int))  # as many of each property
+    good[kind] = judged(few, len(few)) | {"all": stable_here.mean()}
+    for name in regressors.UNITS:
+        off_stable[kind, name] = properties.errors(name, {kind: molecules.subset(stable_here)}, real_answers)[kind]
+    rows.append([word, f"{good[kind]['all']:.1%}", *(f"{good[kind][key]:.1%}" for key in ("valid_edm", "unique_edm", "valid_unique_edm")),
+                 f"{good[kind]['memorisation_ratio']:.2f}", *(in_table(name, *off_stable[kind, name]) for name in regressors.UNITS)])  # fmt: skip
+table(["", "stable", "valid", "different, of 900", "valid and different", "memorisation", *(f"error of {name}, stable ones" for name in regressors.UNITS)], rows)
+
+# %%
+words = {"reward": "the reward network", "evaluator": "the evaluator", "gfn2": "GFN2-xTB"}
+by = {(name, judge): properties.errors(name, answers, real_answers, judge) for name in ("mu", "gap") for judge in words}
+rows = [["the judge itself, on real molecules", *(in_table(name, *found["judge"]) for (name, _), found in by.items())]]
+rows += [[named[kind], *(in_table(name, *found[kind]) for (name, _), found in by.items())] for kind in named]
+table(["mean |property - c|", *(f"{name} by {words[judge]}" for name, judge in by)], rows)
+
+# %%
+for name, unit in regressors.UNITS.items():
+    for kind, at in (("guided", ""), ("strengthened", "_at_s")):
+        run.metric(f"property_mae_ratio_{name}{at}", off[name][kind][0] / off[name]["longer"][0], "1", len(answers[kind]) // 3,
+                   f"mean absolute error of {name} to its target, EDM's protocol, of the model guided by r = -|f - c| at an ESS of 40 %, training seed 0"
+                   f"{', its difference to the control added to the conditional model several times,' if at else ''} over that of the conditional model trained as long on "
+                   "real molecules")  # fmt: skip
+    for what, value in (("longer", off[name]["longer"][0]), ("atoms_only", properties.atoms_only(protocol, name, answers["longer"]))):
+        run.metric(f"property_mae_{name}_{what}", value, unit, len(answers["longer"]) // 3,
+                   f"mean absolute error of {name} to its target by the evaluator: "
+                   f"{'the conditional model trained further on real molecules' if what == 'longer' else 'the median of its size in place of any model'}")  # fmt: skip
+    run.metric(f"property_mae_{name}", off[name]["guided"][0], unit, len(answers["guided"]) // 3,
+               f"mean absolute error of {name} to its target of the guided model, by the evaluator; floor: its own error", floor=off[name]["judge"][0])  # fmt: skip
+run.metric("property_mae_ratio_mu_by_gfn2", by["mu", "gfn2"]["guided"][0] / by["mu", "gfn2"]["longer"][0], "1", len(answers["guided"]) // 3,
+           "property_mae_ratio_mu by GFN2-xTB in place of the evaluator, of what has a value by it")  # fmt: skip
+change = {key: good["guided"][key] - good["longer"][key] for key in ("all", "unique_edm")}
+run.metric("property_stable_change", change["all"], "1", len(answers["guided"]),
+           "share of stable molecules by EDM's rule of the model guided to a property, minus that of the conditional model trained as long on real molecules")  # fmt: skip
+run.metric("property_unique_change", change["unique_edm"], "1", 900, "the same for the share of different ones among 900")
+
+# %%
+def over(kind, other, name, judge="evaluator"):
+    """Ratio of two mean errors."""
+    found = off[name] if judge == "evaluator" else by[name, judge]
+    return found[kind][0] / found[other][0]
+
+
+for kind, other in (("guided", "longer"), ("guided", "control"), ("strengthened", "longer")):
+    print(f"{kind} over {other}:", ", ".join(f"{name} {over(kind, other, name):.2f}" for name in regressors.UNITS),
+          "; by GFN2:", ", ".join(f"{name} {over(kind, other, name, 'gfn2'):.2f}" for name in ("mu", "gap")))  # fmt: skip
+# what the text below says
+assert all(off["alpha"][kind][0] > 3.2 for kind in named) and all(abs(over("guided", "longer", name) - 1) < 0.06 for name in off)
+assert all(0.85 < over("guided", "control", name) < 0.95 for name in off) and good["guided"]["all"] > good["longer"]["all"] + 0.05
+assert over("strengthened", "longer", "mu") < 0.8 and over("strengthened", "longer", "gap") < 0.8 and good["strengthened"]["all"] < 0.45
+assert over("strengthened", "longer", "mu", "gfn2") < 0.8 and over("strengthened", "longer", "gap", "gfn2") < 0.8 < over("strengthened", "longer", "alpha")
+assert min(off["gap"][kind][0] for kind in named) > 4 * off["gap"]["judge"][0]
+
+# %% [markdown]
+# - **Nobody listens well.** Asked for $\alpha$, every model misses by more than *atoms only*: it draws its molecules almost without regard to $c$, and a random molecule is further from
+#   $c$ than the median is. The gap is heard best. EDM's own conditional model beats that row for $\alpha$ (2.76 for 3.86 Bohr³), after a week on a GPU with 50,000 molecules; for $\mu$ it does
+#   not (1.11 for 1.05 Debye).
+# - **Why is that so hard?** Because $c$ hardly matters to the loss. On the evaluator's half, which the conditional model was not trained on, giving a molecule the $c$ of another one of its size raises the
+#   denoising loss by 0.3 to 0.8 % at $t$ = 200 to 400, where graphs are decided, and by less elsewhere (measured once, not in this notebook). What so little depends on takes many batches to learn.
+# - **RGDM is worth as much as labels, and no more.** Against its control the guided model gains 7 to 13 %. Against the model that went on with real molecules, each with its true $c$, it gains nothing
+#   beyond chance ($\pm$ 0.05). We had asked for a ratio of 0.8. What it does gain is stability, 75 % for 67 %, for the unstable had no value.
+# - **The direction is right, the step is not.** The difference of guided model and control, added $s = 6.9$ times to the conditional model, brings $\mu$ and the gap to 0.79 and 0.75 of the longer-trained model's
+#   errors. GFN2, which took no part, gives 0.74 and 0.77: no network was fooled. But only 40 % of the molecules are stable, so this is no answer either (of the stable ones the errors are
+#   0.71 and 0.66 of the longer-trained model's); and $\alpha$, which asks for other atoms, does not follow at all.
+# - **No alarm.** The best error is four times the evaluator's own. A published table has a row *below* that bound: it was trained on the evaluator's word.
+#
+# So for a wish that the data carry as a label, train on the label, as long as you can afford (03). A reward has its place where there is no label to train on.
 
 # %% [markdown]
 # ### What else changed, and what got worse
@@ -2248,6 +2397,7 @@ run.finish()
 # - **A sampler that is not neutral.** Train on its samples, sample again: its bias counts twice.
 # - **A strength taken for a temperature.** It makes up for unfinished training. On a finished student it samples
 #   no payoff distribution, and it multiplies mistakes as well.
+# - **Told is not heard.** A network that is given a condition need not use it. Ask for two values far apart, and see whether what comes differs.
 # - **No control.** Re-training alone moves stability and QED; without the control row that is the reward's.
 # - **A lenient value.** A reward for whatever RDKit can read pays for broken geometries.
 # - **A guess taken for a reward.** A tilt looks for the samples on which the guess is most wrong. Judge by what the reward was not made of.

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from rgdm_lib._kept import require_known
-from rgdm_lib.differences import along, sample_by_trial, strength_of_difference
+from rgdm_lib.differences import along, strength_of_difference
 from rgdm_lib.diffusion import Denoiser
 from rgdm_lib.in_parts import SIZE
 from rgdm_lib.molecules import judges
@@ -39,7 +39,6 @@ from rgdm_lib.molecules.experiments import (
     command_line,
     fast,
     output_folder,
-    strength_and,
     write_scored,
 )
 from rgdm_lib.molecules.guiding import equal_weights, train_and_save
@@ -65,10 +64,11 @@ SHARE = 0.4  # effective samples, of those with a value, for each property
 FURTHER_STEPS = {"quick": 20, "laptop": 4000, "full": 50_000}  # from the conditional model
 POOL = {"quick": 80, "laptop": 3000, "full": 10_000}  # samples for each property
 SAMPLES = {"quick": 40, "laptop": 700, "full": 10_000}  # for each property
-TRIAL = {"quick": 40, "laptop": 300, "full": 4000}  # for each property, to set the strength
+STRENGTHENED_SAMPLES = {"quick": 40, "laptop": 300, "full": 4000}  # for each property
 POOL_NOISE = 1000  # that of no other set of samples
-# The first layer of the base gets inputs for the condition, of weight 0. At a scale of 1 these
-# hardly leave 0 in 8,000 batches: alpha asked and got then correlate by 0.06 within a size.
+# The first layer of the base gets inputs for the condition, of weight 0: the larger the input, the
+# sooner it is heard. After 8,000 batches alpha asked and got correlate by 0.19 within a size; at a
+# scale of 1 by 0.06.
 CONDITION_SCALE = 10.0
 BINS, LEAST_IN_BIN = 4, 50  # of the targets of a size, and samples in each
 PHYSICS = {"mu": judges.dipole, "gap": judges.gap}  # GFN2-xTB; its polarizability is far too low
@@ -405,24 +405,20 @@ def _level(protocol: Protocol, molecules: MoleculeSet) -> float:
 def strengthen_properties(preset: str, out: Path, seeds: tuple = SEEDS) -> list[Path]:
     """Samples of the conditional model plus what the reward alone has taught.
 
-    eps_conditional + strength (eps_guided - eps_control), at the strength that brings the mean
-    reward to the payoff's; one trial tells it (`differences.sample_by_trial`). A set that is there
-    is not made again.
+    eps_conditional + strength (eps_guided - eps_control), at the strength that would bring the mean
+    reward to the payoff's if it did as much from the conditional model as from the control. A set
+    that is there is not made again.
 
     Raises:
         ValueError: a guided model whose mean reward is not above its control's.
     """
-    protocol, sizes = _protocol(preset, out), (TRIAL[preset], SAMPLES[preset])
+    protocol = _protocol(preset, out)
     pool = with_predictions(protocol, load_set(protocol.path("conditional")))
     targets = [property_targets(property_draw(protocol, name, pool)) for name in UNITS]
     aim = sum(payoff_level(target["guided"]) for target in targets) / len(UNITS)
     network = load_model(protocol.path("conditional", ".safetensors"))[0]
     guided, control, conditional = (fast(copy.deepcopy(network), preset) for _ in range(3))
-
-    def level(molecules: MoleculeSet) -> float:
-        return _level(protocol, molecules)
-
-    start, written = level(pool), []
+    start, written = _level(protocol, pool), []
     for seed in seeds:
         written.append(path := protocol.path(model_kind("guided", seed), STRENGTHENED))
         if path.exists():
@@ -431,16 +427,11 @@ def strengthen_properties(preset: str, out: Path, seeds: tuple = SEEDS) -> list[
         for network, kind in ((guided, "guided"), (control, "control")):
             weights = protocol.path(model_kind(kind, seed), ".safetensors")
             network.load_state_dict(load_model(weights)[0].state_dict())
-            levels.append(level(load_set(protocol.path(model_kind(kind, seed)))))
-
-        def sample(file: Path, k: int, strength: float, seed: int = seed) -> None:
-            denoiser = along(conditional, (strength, guided, control))
-            noise, columns = seed + len(SEEDS) * (k + 1), {"strength": strength}
-            sample_questions(protocol, denoiser, file, out, preset, sizes[k], noise, **columns)
-
-        trial = out / f"{path.stem}_trial{path.suffix}"
-        tried = strength_of_difference(aim, start, *levels)
-        sample_by_trial(path, trial, aim, start, tried, sample, strength_and(level))
+            levels.append(_level(protocol, load_set(protocol.path(model_kind(kind, seed)))))
+        strength = strength_of_difference(aim, start, *levels)
+        denoiser = along(conditional, (strength, guided, control))
+        n, noise, columns = STRENGTHENED_SAMPLES[preset], seed + len(SEEDS), {"strength": strength}
+        sample_questions(protocol, denoiser, path, out, preset, n, noise, **columns)
     return written
 
 
