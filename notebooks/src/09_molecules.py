@@ -2171,7 +2171,7 @@ rows = [["*the evaluator itself*", *(in_table(name, *off[name]["judge"]) for nam
         ["the payoff: answers of the conditional model, weighed", *(in_table(name, of_payoff[name]) for name in off)]]  # fmt: skip
 print("effective samples:", ", ".join(f"{name} {aim.ess:,.0f} of {int(torch.isfinite(aim.reward).sum()):,}" for name, aim in aims.items()),
       f"; strength {answers['strengthened'].property('strength')[0]:.2f}")  # fmt: skip
-table(["mean |property - c|, by the evaluator", *(f"{name}, {unit}" for name, unit in regressors.UNITS.items())], rows)
+table(["mean absolute error, by the evaluator", *(f"{name}, {unit}" for name, unit in regressors.UNITS.items())], rows)
 
 # %%
 shown = {"longer": "trained longer", "guided": "guided", "strengthened": "+ s (guided - control)"}
@@ -2207,7 +2207,7 @@ words = {"reward": "the reward network", "evaluator": "the evaluator", "gfn2": "
 by = {(name, judge): properties.errors(name, answers, real_answers, judge) for name in ("mu", "gap") for judge in words}
 rows = [["the judge itself, on real molecules", *(in_table(name, *found["judge"]) for (name, _), found in by.items())]]
 rows += [[named[kind], *(in_table(name, *found[kind]) for (name, _), found in by.items())] for kind in named]
-table(["mean |property - c|", *(f"{name} by {words[judge]}" for name, judge in by)], rows)
+table(["mean absolute error", *(f"{name} by {words[judge]}" for name, judge in by)], rows)
 
 # %%
 for name, unit in regressors.UNITS.items():
