@@ -2138,7 +2138,8 @@ assert quality["strengthened"]["unique_edm"] < quality["base"]["unique_edm"] - 0
 #
 # One conditional model serves three properties, $\alpha$, the dipole moment $\mu$, and the gap between the highest filled and the lowest empty orbital: it is told
 # which is meant. Three models go on from it for equally many batches: *longer* on the real molecules of its half, the *control* on its own stable answers in equal weights,
-# *guided* on the weighted ones. (`experiment molecules-property`: 8,000 batches for the conditional model, 4,000 more for each of the three, one training seed.)
+# *guided* on the weighted ones. A last row adds to the conditional model the difference of guided model and control, $s$ times: at the $s$ where the mean reward would be the payoff's, if the difference
+# did as much from there as from the control. (`experiment molecules-property`: 8,000 batches for the conditional model, 4,000 more for each of the three, one training seed.)
 #
 # **Predict.** Half of the training molecules are 1,568. How closely does a network follow $c$ that was *told* $c$? And what does it mean if a model falls below the evaluator's own error?
 
