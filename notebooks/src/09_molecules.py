@@ -2249,7 +2249,7 @@ assert min(off["gap"][kind][0] for kind in named) > 4 * off["gap"]["judge"][0]
 
 # %% [markdown]
 # - **Nobody listens well.** Asked for $\alpha$, every model misses by more than *atoms only*: it draws its molecules almost without regard to $c$, and a random molecule is further from
-#   $c$ than the median is. The gap is heard best. EDM's own conditional model beats that row for $\alpha$ (2.76 for 3.86 Bohr³), after a week on a GPU with 50,000 molecules; for $\mu$ it does
+#   $c$ than the median is. The gap is heard best. EDM's own conditional model, of 50,000 molecules, beats that row for $\alpha$ (2.76 for 3.86 Bohr³); for $\mu$ it does
 #   not (1.11 for 1.05 Debye).
 # - **Why is that so hard?** Because $c$ hardly matters to the loss. On the evaluator's half, which the conditional model was not trained on, giving a molecule the $c$ of another one of its size raises the
 #   denoising loss by 0.3 to 0.8 % at $t$ = 200 to 400, where graphs are decided, and by less elsewhere (measured once, not in this notebook). What so little depends on takes many batches to learn.
