@@ -126,7 +126,8 @@ def test_experiment_control_from_the_base_and_guided_from_the_control(tmp_path, 
     (trial,) = tmp_path.glob("*_trial.npz")
     assert load_set(trial).property("strength") == pytest.approx(np.full(40, 4.0), rel=1e-3)
     made = trial.stat().st_mtime_ns
-    levels = iter([aim - 2, 0.5, 0.0, aim - 1])  # the trial went half as far as it should
+    # the trial, looked at for its strength and for its level, went half as far as it should
+    levels = iter([aim - 2, 0.5, 0.0, aim - 1, aim - 1])
     (path,) = stability.strengthen_stability("quick", tmp_path, seeds=(0,))
     assert trial.stat().st_mtime_ns == made
     assert path == tmp_path / stability.stability_name("guided", 0, ending=STRENGTHENED)
