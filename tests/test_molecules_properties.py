@@ -13,6 +13,8 @@ from rgdm_lib.molecules.model import load_model, molecule_diffusion
 from rgdm_lib.molecules.regressors import Protocol, Regressor, labelled_batches, predict
 from rgdm_lib.training import load_tensors, save_weights
 
+GAINS = {"alpha": 1.0, "mu": 2.0, "gap": 3.0}
+
 
 @pytest.fixture(scope="module")
 def protocol() -> Protocol:
@@ -117,6 +119,45 @@ def test_what_the_network_is_told(protocol):
         properties.asked_for("homo", questions)
 
 
+def test_a_louder_question_lies_further_from_the_mean_of_its_size(protocol):
+    half = protocol.generator_half
+    asked = properties.all_questions(half.subset([3, 900]))
+    louder = asked.with_properties(gain=np.array([1.0, 2.0, 1.0, 3.0, 1.0, 1.0]))
+    told = properties.conditions(protocol, asked).double()
+    changed = (properties.conditions(protocol, louder).double() - told) / 10  # CONDITION_SCALE
+    expected = torch.zeros(6, 6, dtype=torch.float64)
+    for row, column, name, gain in ((1, 3, "alpha", 2.0), (3, 4, "mu", 3.0)):
+        of_size = half.property(name)[half.n_atoms == half.n_atoms[900]]
+        away = asked.property("target")[row] - of_size.mean()
+        expected[row, column] = (gain - 1) * away / protocol.scale[name]
+    torch.testing.assert_close(changed, expected, atol=1e-4, rtol=0)
+    assert float(expected.abs().max()) > 0.1
+
+
+def test_the_gain_is_the_one_whose_answers_are_nearest(protocol, tmp_path, monkeypatch):
+    """Answers off by |log2(gain / best)|, by the reward network; best at 2, 8 and 1."""
+    best, made = {"alpha": 2.0, "mu": 8.0, "gap": 1.0}, []
+
+    def sample(protocol, denoiser, path, out, preset, n, noise, gains):
+        made.append((denoiser, path.parent, n, noise, tuple(gains.values())))
+        some = protocol.generator_half.subset(np.arange(4))
+        asked = np.repeat(np.arange(3), 4)
+        off = [math.log2(gains[k] / best[k]) * protocol.scale[k] for k in best]
+        both = type(some).concatenate([some] * 3)
+        save_set(
+            path, both.with_properties(asked=asked, target=np.zeros(12), reward=np.repeat(off, 4))
+        )
+
+    monkeypatch.setattr(properties, "sample_questions", sample)
+    monkeypatch.setattr(properties, "with_predictions", lambda protocol, made, kinds: made)
+    given = protocol, "the denoiser", tmp_path / "set.npz", tmp_path, "quick"
+    assert properties.tuned_gains(*given) == best
+    louder = [(g, g, g) for g in (1.0, 2.0, 4.0, 8.0)]
+    assert made == [("the denoiser", tmp_path, 5, 2000, gains) for gains in louder]
+    properties.tuned_gains(*given)
+    assert len(made) == 4
+
+
 def test_the_reward_is_minus_the_distance_of_stable_molecules(protocol):
     half = protocol.generator_half.subset([400, 401, 402])
     broken = half.positions.copy()
@@ -179,7 +220,7 @@ def test_the_level_is_the_mean_over_the_properties(protocol, monkeypatch):
     scale = np.repeat([protocol.scale[name] for name in regressors.UNITS], 3)
     said = questions.property("target") + off * scale
     judged = questions.with_properties(reward=said, evaluator=questions.property("target"))
-    monkeypatch.setattr(properties, "with_predictions", lambda protocol, made: judged)
+    monkeypatch.setattr(properties, "with_predictions", lambda protocol, made, kinds: judged)
     assert properties._level(protocol, questions) == pytest.approx(-2.0, rel=1e-4)
 
 
@@ -219,7 +260,7 @@ def test_questions_are_those_of_the_half_and_the_noise_alone(protocol, tmp_path,
         folder.mkdir(exist_ok=True)
         path = folder / "set.npz"
         return properties.sample_questions(
-            protocol, rods, path, folder, "quick", 6, noise, **settings
+            protocol, rods, path, folder, "quick", 6, noise, GAINS, **settings
         )
 
     path = sample(tmp_path / "a", s=2.0)
@@ -230,7 +271,9 @@ def test_questions_are_those_of_the_half_and_the_noise_alone(protocol, tmp_path,
     for name in regressors.UNITS:
         asked, half = properties.asked_for(name, made), protocol.generator_half
         length = [float(np.ptp(asked.atoms(i)[0][:, 0])) for i in range(6)]
-        wanted = 2 * (3 + protocol.normalised(name, asked.property("target")))
+        mean, target = protocol.mean_of_size(name, asked.n_atoms), asked.property("target")
+        louder = mean + GAINS[name] * (target - mean)
+        wanted = 2 * (3 + protocol.normalised(name, louder))
         assert length == pytest.approx(wanted.tolist(), abs=0.05)
         known = dict(zip(half.property(name).astype("float32"), half.n_atoms, strict=True))
         target = asked.property("target").astype("float32")
@@ -256,7 +299,7 @@ def test_a_stopped_run_goes_on_after_the_parts_that_are_there(protocol, tmp_path
 
     def run(strength):
         properties.sample_questions(
-            protocol, None, path, tmp_path, "quick", 4, 0, strength=strength
+            protocol, None, path, tmp_path, "quick", 4, 0, GAINS, strength=strength
         )
         return load_set(path).property("strength").tolist()
 
@@ -323,12 +366,23 @@ def test_experiment_all_from_the_conditional_model(tmp_path, capsys, monkeypatch
         seen = {"first": x, "index": [] if molecules.index is None else molecules.index}
         if "asked" in molecules.properties:
             seen |= {"asked": torch.from_numpy(molecules.property("asked").astype(int))}
+            seen |= {"gain": molecules.properties.get("gain")}
         learned[next(order)] = seen | {"weight": weight}
         yield x, first
         yield from batches
 
     for module in (properties, regressors):
         monkeypatch.setattr(module, "labelled_batches", watched)
+    gains = iter(
+        [{"alpha": 4.0, "mu": 2.0, "gap": 8.0}] + 8 * [{"alpha": 1.0, "mu": 8.0, "gap": 2.0}]
+    )
+    tuned = properties.tuned_gains
+
+    def known_gains(protocol, denoiser, path, out, preset):
+        assert tuned(protocol, denoiser, path, out, preset).keys() == set(regressors.UNITS)
+        return next(gains)
+
+    monkeypatch.setattr(properties, "tuned_gains", known_gains)
     paths = properties.target_properties("quick", tmp_path, seeds=(0,))
     protocol = Protocol(home=tmp_path)
     kinds = ["conditional", "longer_seed0", "control_seed0", "guided_seed0"]
@@ -342,6 +396,13 @@ def test_experiment_all_from_the_conditional_model(tmp_path, capsys, monkeypatch
     }  # fmt: skip
     for name in ("asked", "target"):  # the same draws
         assert sets["control"].property(name).tolist() == sets["guided"].property(name).tolist()
+    assert properties.set_gains(sets["conditional"]) == {"alpha": 4.0, "mu": 2.0, "gap": 8.0}
+    assert properties.set_gains(sets["guided"]) == {"alpha": 1.0, "mu": 8.0, "gap": 2.0}
+    assert not list(tmp_path.glob("*trial*"))
+    assert learned["conditional"]["gain"] is None
+    for kind in ("longer", "control", "guided"):  # all told as loudly as the conditional model was
+        for k, gain in enumerate((4.0, 2.0, 8.0)):
+            assert set(learned[kind]["gain"][learned[kind]["asked"] == k]) == {gain}
     networks = [load_tensors(protocol.path(kind, ".safetensors"))[0] for kind in kinds]
     conditional, longer, control, guided = networks
     assert bool((conditional["embed.weight"][:, -6:] != 0).any(0).all())  # it heeds all it is told
@@ -377,9 +438,12 @@ def test_the_strength_is_where_the_difference_would_meet_the_payoff(tmp_path, mo
     questions = properties.all_questions(half)
 
     def set_of(level):
-        return questions.with_properties(level=np.full(len(questions), level))
+        return questions.with_properties(
+            level=np.full(len(questions), level), gain=np.full(len(questions), 4.0)
+        )
 
-    def sample(protocol, denoiser, path, out, preset, n, noise, strength):
+    def sample(protocol, denoiser, path, out, preset, n, noise, gains, strength):
+        assert gains == {"alpha": 4.0, "mu": 4.0, "gap": 4.0}  # those of the conditional model
         drawn.append((path, noise, strength))
         ones = torch.ones(2, 9, 9), torch.tensor([500, 500]), torch.ones(2, 6)
         with torch.no_grad():

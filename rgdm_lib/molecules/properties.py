@@ -8,6 +8,10 @@ Targets are drawn as EDM does, N ~ p(N) and c ~ p(c | N): those of a random mole
 
 Three models go on from it for equally long: on real molecules ("longer"), on its own stable samples
 in equal weights ("control"), on these at the temperature of the payoff ("guided").
+
+A network that hears c faintly answers as if it had been asked for less. So each is asked for more:
+the question lies ``gain`` times as far from the mean of its size as what is wanted, and a trial
+says which of ``GAINS`` brings the answers nearest to that, for each model and each property.
 """
 
 from __future__ import annotations
@@ -70,6 +74,9 @@ POOL_NOISE = 1000  # that of no other set of samples
 # sooner it is heard. After 8,000 batches alpha asked and got correlate by 0.19 within a size; at a
 # scale of 1 by 0.06.
 CONDITION_SCALE = 10.0
+GAINS = (1.0, 2.0, 4.0, 8.0)
+TRIAL = {"quick": 5, "laptop": 100, "full": 1000}  # samples for each property and gain
+TRIAL_NOISE = 2000
 BINS, LEAST_IN_BIN = 4, 50  # of the targets of a size, and samples in each
 PHYSICS = {"mu": judges.dipole, "gap": judges.gap}  # GFN2-xTB; its polarizability is far too low
 
@@ -94,11 +101,17 @@ def all_questions(molecules: MoleculeSet) -> MoleculeSet:
 
 
 def conditions(protocol: Protocol, molecules: MoleculeSet) -> Tensor:
-    """`condition_vector`, (n, 6), of molecules with the properties asked and target."""
+    """`condition_vector`, (n, 6), of molecules with the properties asked and target.
+
+    With a property "gain", what is told lies so many times as far from the mean of its size as the
+    target does; without, it is the target.
+    """
     asked, target = molecules.property("asked").astype(int), molecules.property("target")
-    c = torch.empty(len(molecules))
+    gain, c = molecules.properties.get("gain", np.ones(len(asked))), torch.empty(len(asked))
     for k, name in enumerate(UNITS):
-        c[asked == k] = protocol.normalised(name, target[asked == k])
+        here = asked == k
+        mean = protocol.mean_of_size(name, molecules.n_atoms[here])
+        c[here] = protocol.normalised(name, mean + gain[here] * (target[here] - mean))
     return condition_vector(torch.from_numpy(asked), c)
 
 
@@ -172,9 +185,10 @@ def sample_questions(
     preset: str,
     n: int,
     noise: int,
+    gains: dict[str, float],
     **settings: float,
 ) -> Path:
-    """n samples for each property, with asked and target; sizes, targets and noise by ``noise``.
+    """n samples for each property, with asked, target, gain; sizes, targets, noise by ``noise``.
 
     Those of each property are kept in ``out`` until all are there: a stopped run goes on there.
 
@@ -186,9 +200,10 @@ def sample_questions(
         preset: quick, laptop or full.
         n: samples for each property.
         noise: seed.
+        gains: property -> gain of its questions, see ``conditions``.
         settings: further columns of one value.
     """
-    ending = "_".join(f"{value:.6g}" for value in (n, noise, *settings.values()))
+    ending = "_".join(f"{x:.6g}" for x in (n, noise, *gains.values(), *settings.values()))
     parts = {name: out / f"{path.stem}_{name}_{ending}.npz" for name in UNITS}
     for k, name in enumerate(UNITS):
         if parts[name].exists():
@@ -199,6 +214,7 @@ def sample_questions(
         asked = half.subset(torch.randint(len(half), (n,)).numpy())
         columns = {key: np.full(n, value) for key, value in settings.items()}
         columns |= {"asked": np.full(n, k), "target": asked.property(name)}
+        columns |= {"gain": np.full(n, gains[name])}
         questions = asked.with_properties(**columns)
         sizes, c = torch.from_numpy(asked.n_atoms), conditions(protocol, questions)
         made = sample_conditional(denoiser, sizes, c, preset, SIZE)
@@ -210,12 +226,40 @@ def sample_questions(
     return path
 
 
-def with_predictions(protocol: Protocol, molecules: MoleculeSet) -> MoleculeSet:
+def tuned_gains(
+    protocol: Protocol, denoiser: Denoiser, path: Path, out: Path, preset: str
+) -> dict[str, float]:
+    """For each property, which of ``GAINS`` brings a trial's answers nearest to what was asked.
+
+    By the reward network: the evaluator tunes nothing. Arguments as of ``sample_questions``; the
+    trials stay in ``out``, named after ``path``, and one that is there is not made again.
+    """
+    off = {name: {} for name in UNITS}
+    for gain in GAINS:
+        trial, gains = out / f"{path.stem}_trial{gain:g}.npz", dict.fromkeys(UNITS, gain)
+        if not trial.exists():
+            n = TRIAL[preset]
+            sample_questions(protocol, denoiser, trial, out, preset, n, TRIAL_NOISE, gains)
+        made = with_predictions(protocol, load_set(trial), ("reward",))
+        for name in UNITS:
+            asked = asked_for(name, made)
+            off[name][gain] = float(
+                np.abs(asked.property("reward") - asked.property("target")).mean()
+            )
+    for name, error in off.items():
+        found = ", ".join(f"{gain:g}: {x:.4g}" for gain, x in error.items())
+        print(f"{path.stem}: {name}, error at a gain of {found} {UNITS[name]}", flush=True)
+    return {name: min(error, key=error.get) for name, error in off.items()}
+
+
+def with_predictions(
+    protocol: Protocol, molecules: MoleculeSet, kinds: tuple = REGRESSORS
+) -> MoleculeSet:
     """With properties "evaluator" and "reward": what they say of what was asked, in its unit."""
     asked = molecules.property("asked").astype(int)
     mean, scale = (np.array([of[name] for name in UNITS]) for of in (protocol.mean, protocol.scale))
     words = {}
-    for kind in REGRESSORS:
+    for kind in kinds:
         said = predict(protocol.regressor(kind), molecules).numpy()
         words[kind] = mean[asked] + scale[asked] * said[np.arange(len(asked)), asked]
     return molecules.with_properties(**words)
@@ -274,6 +318,11 @@ def errors(
                 stacklevel=2,
             )
     return found
+
+
+def set_gains(molecules: MoleculeSet) -> dict[str, float]:
+    """Property -> gain that its questions were asked at."""
+    return {name: float(asked_for(name, molecules).property("gain")[0]) for name in UNITS}
 
 
 def model_kind(kind: str, seed: int) -> str:
@@ -344,10 +393,16 @@ class _Trainee:
         self.network.load_state_dict(load_model(weights)[0].state_dict())
 
     def sample(self, kind: str, n: int, noise: int) -> Path:
-        """`sample_questions` of the network as it is; a set that is there is not made again."""
+        """`sample_questions` of the network as it is, at the gains of its trials.
+
+        A set that is there is not made again.
+        """
         path = self.protocol.path(kind)
         if not path.exists():
-            sample_questions(self.protocol, self.network, path, self.out, self.preset, n, noise)
+            given = self.protocol, self.network, path, self.out, self.preset
+            sample_questions(*given, n, noise, tuned_gains(*given))
+            for trial in self.out.glob(f"{path.stem}_trial*.npz"):
+                trial.unlink()  # the next network of this name has its own
         return path
 
 
@@ -377,8 +432,10 @@ def target_properties(
     trainee.train("conditional", half, None, 0)
     conditional = copy.deepcopy(network.state_dict())
     written = [trainee.sample("conditional", POOL[preset], POOL_NOISE)]
-    pool = with_predictions(protocol, load_set(written[0]))
+    pool = with_predictions(protocol, load_set(written[0]), ("reward",))
     wanted = [property_targets(property_draw(protocol, name, pool)) for name in UNITS]
+    gain = np.array([set_gains(pool)[name] for name in UNITS])
+    half = half.with_properties(gain=gain[half.property("asked")])  # "longer" is told as loudly
     for seed in seeds:
         for kind in kinds:
             network.load_state_dict(conditional)
@@ -397,7 +454,7 @@ def _protocol(preset: str, out: Path) -> Protocol:
 
 def _level(protocol: Protocol, molecules: MoleculeSet) -> float:
     """Mean over the properties of the mean reward of what has a value."""
-    molecules = with_predictions(protocol, molecules)
+    molecules = with_predictions(protocol, molecules, ("reward",))
     draws = (property_draw(protocol, name, molecules) for name in UNITS)
     return sum(reward_level(draw.reward) for draw in draws) / len(UNITS)
 
@@ -413,7 +470,7 @@ def strengthen_properties(preset: str, out: Path, seeds: tuple = SEEDS) -> list[
         ValueError: a guided model whose mean reward is not above its control's.
     """
     protocol = _protocol(preset, out)
-    pool = with_predictions(protocol, load_set(protocol.path("conditional")))
+    pool = with_predictions(protocol, load_set(protocol.path("conditional")), ("reward",))
     targets = [property_targets(property_draw(protocol, name, pool)) for name in UNITS]
     aim = sum(payoff_level(target["guided"]) for target in targets) / len(UNITS)
     network = load_model(protocol.path("conditional", ".safetensors"))[0]
@@ -430,8 +487,8 @@ def strengthen_properties(preset: str, out: Path, seeds: tuple = SEEDS) -> list[
             levels.append(_level(protocol, load_set(protocol.path(model_kind(kind, seed)))))
         strength = strength_of_difference(aim, start, *levels)
         denoiser = along(conditional, (strength, guided, control))
-        n, noise, columns = STRENGTHENED_SAMPLES[preset], seed + len(SEEDS), {"strength": strength}
-        sample_questions(protocol, denoiser, path, out, preset, n, noise, **columns)
+        n, noise, gains = STRENGTHENED_SAMPLES[preset], seed + len(SEEDS), set_gains(pool)
+        sample_questions(protocol, denoiser, path, out, preset, n, noise, gains, strength=strength)
     return written
 
 

@@ -117,6 +117,12 @@ class Protocol:
         """(n,) float32, from the property's unit: what networks predict and are told."""
         return torch.from_numpy((values - self.mean[name]) / self.scale[name]).float()
 
+    def mean_of_size(self, name: str, n_atoms: np.ndarray) -> np.ndarray:
+        """(n,) mean of the property at each number of atoms (n,) in the generators' half."""
+        half = self.generator_half
+        mean = {n: half.property(name)[i].mean() for n, i in half.by_size().items()}
+        return np.array([mean[n] for n in n_atoms.tolist()])
+
     def labels(self, molecules: MoleculeSet) -> Tensor:
         """(n, 3) normalised properties that the molecules come with, in the order of ``UNITS``."""
         return torch.stack([self.normalised(k, molecules.property(k)) for k in UNITS], 1)
