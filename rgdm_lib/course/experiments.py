@@ -21,6 +21,7 @@ EXPERIMENTS = {
     "molecules-relaxation-strength": "rgdm_lib.molecules.relaxation:strengthen_relaxation",
     "molecules-rivals": "rgdm_lib.molecules.rivals:compare",
     "molecules-property": "rgdm_lib.molecules.properties:target_properties",
+    "molecules-property-classifier": "rgdm_lib.molecules.property_guidance:steer_properties",
     "molecules-property-physics": "rgdm_lib.molecules.properties:judge_properties",
     "molecules-property-strength": "rgdm_lib.molecules.properties:strengthen_properties",
     "shapes-base": "rgdm_lib.shapes.experiments:train_base",

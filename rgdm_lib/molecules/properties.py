@@ -19,8 +19,10 @@ from __future__ import annotations
 import copy
 import math
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -64,6 +66,7 @@ from rgdm_lib.payoff import Draw, Weighted, temperature_for_ess
 from rgdm_lib.strength import payoff_level, reward_level
 
 KINDS = ("longer", "control", "guided")
+CLASSIFIER = "classifier"  # the conditional model, steered: `property_guidance`
 SHARE = 0.4  # effective samples, of those with a value, for each property
 FURTHER_STEPS = {"quick": 20, "laptop": 4000, "full": 50_000}  # from the conditional model
 POOL = {"quick": 80, "laptop": 3000, "full": 10_000}  # samples for each property
@@ -226,30 +229,56 @@ def sample_questions(
     return path
 
 
+def nearest_by_trial(
+    protocol: Protocol,
+    stem: str,
+    out: Path,
+    values: tuple[float, ...],
+    sample: Callable[[Path, float], Any],
+) -> dict[str, float]:
+    """For each property, which of the values brings a trial's answers nearest to what was asked.
+
+    By the reward network: the evaluator tunes nothing.
+
+    Args:
+        protocol: parts and networks.
+        stem: of the trials' names.
+        out: their folder; a trial that is there is not made again.
+        values: what is tried, of all properties at once.
+        sample: (file, value) writes answers with asked and target.
+    """
+    off = {name: {} for name in UNITS}
+    for value in values:
+        trial = out / f"{stem}_trial{value:g}.npz"
+        if not trial.exists():
+            sample(trial, value)
+        made = with_predictions(protocol, load_set(trial), ("reward",))
+        for name, error in off.items():
+            asked = asked_for(name, made)
+            missed = np.abs(asked.property("reward") - asked.property("target"))
+            error[value] = float(missed.mean())
+    for name, error in off.items():
+        found = ", ".join(f"{value:g}: {x:.4g}" for value, x in error.items())
+        print(f"{stem}: {name}, {UNITS[name]} off at {found}", flush=True)
+    return {name: min(error, key=error.get) for name, error in off.items()}
+
+
+def drop_trials(path: Path, out: Path) -> None:
+    """Remove the trials of a set that is there: the next network of its name has its own."""
+    for trial in out.glob(f"{path.stem}_trial*.npz"):
+        trial.unlink()
+
+
 def tuned_gains(
     protocol: Protocol, denoiser: Denoiser, path: Path, out: Path, preset: str
 ) -> dict[str, float]:
-    """For each property, which of ``GAINS`` brings a trial's answers nearest to what was asked.
+    """`nearest_by_trial` of ``GAINS``; arguments as of ``sample_questions``."""
 
-    By the reward network: the evaluator tunes nothing. Arguments as of ``sample_questions``; the
-    trials stay in ``out``, named after ``path``, and one that is there is not made again.
-    """
-    off = {name: {} for name in UNITS}
-    for gain in GAINS:
-        trial, gains = out / f"{path.stem}_trial{gain:g}.npz", dict.fromkeys(UNITS, gain)
-        if not trial.exists():
-            n = TRIAL[preset]
-            sample_questions(protocol, denoiser, trial, out, preset, n, TRIAL_NOISE, gains)
-        made = with_predictions(protocol, load_set(trial), ("reward",))
-        for name in UNITS:
-            asked = asked_for(name, made)
-            off[name][gain] = float(
-                np.abs(asked.property("reward") - asked.property("target")).mean()
-            )
-    for name, error in off.items():
-        found = ", ".join(f"{gain:g}: {x:.4g}" for gain, x in error.items())
-        print(f"{path.stem}: {name}, error at a gain of {found} {UNITS[name]}", flush=True)
-    return {name: min(error, key=error.get) for name, error in off.items()}
+    def sample(trial: Path, gain: float) -> None:
+        n, gains = TRIAL[preset], dict.fromkeys(UNITS, gain)
+        sample_questions(protocol, denoiser, trial, out, preset, n, TRIAL_NOISE, gains)
+
+    return nearest_by_trial(protocol, path.stem, out, GAINS, sample)
 
 
 def with_predictions(
@@ -326,18 +355,19 @@ def set_gains(molecules: MoleculeSet) -> dict[str, float]:
 
 
 def model_kind(kind: str, seed: int) -> str:
-    """What `Protocol.path` calls a model: "conditional", or one of ``KINDS`` of a training seed.
+    """What `Protocol.path` calls a model: "conditional", or another one, of a training seed.
 
     Raises:
         ValueError: another kind.
     """
-    require_known("kind", (kind,), ("conditional", *KINDS))
+    require_known("kind", (kind,), ("conditional", CLASSIFIER, *KINDS))
     return kind if kind == "conditional" else f"{kind}_seed{seed}"
 
 
 def set_paths(protocol: Protocol, seed: int = 0) -> dict[str, Path]:
-    """The files of samples of a seed that are there: "conditional", ``KINDS``, "strengthened"."""
-    paths = {kind: protocol.path(model_kind(kind, seed)) for kind in ("conditional", *KINDS)}
+    """The files of samples of a seed that are there, by kind; "strengthened" comes last."""
+    kinds = ("conditional", CLASSIFIER, *KINDS)
+    paths = {kind: protocol.path(model_kind(kind, seed)) for kind in kinds}
     paths["strengthened"] = protocol.path(model_kind("guided", seed), STRENGTHENED)
     return {kind: path for kind, path in paths.items() if path.exists()}
 
@@ -401,8 +431,7 @@ class _Trainee:
         if not path.exists():
             given = self.protocol, self.network, path, self.out, self.preset
             sample_questions(*given, n, noise, tuned_gains(*given))
-            for trial in self.out.glob(f"{path.stem}_trial*.npz"):
-                trial.unlink()  # the next network of this name has its own
+            drop_trials(path, self.out)
         return path
 
 
@@ -418,7 +447,7 @@ def target_properties(
         ValueError: an unknown kind.
     """
     require_known("kind", kinds, KINDS)
-    protocol, command = _protocol(preset, out), command_line("molecules-property", preset)
+    protocol, command = protocol_of(preset, out), command_line("molecules-property", preset)
     evaluator = train_regressor(protocol, "evaluator", preset, out, command)
     test = protocol.data.part("test")
     said = predict(evaluator, test)
@@ -448,7 +477,8 @@ def target_properties(
     return written
 
 
-def _protocol(preset: str, out: Path) -> Protocol:
+def protocol_of(preset: str, out: Path) -> Protocol:
+    """The protocol of a preset's data and folder of results."""
     return Protocol(DATA[preset], output_folder(preset, out))
 
 
@@ -469,7 +499,7 @@ def strengthen_properties(preset: str, out: Path, seeds: tuple = SEEDS) -> list[
     Raises:
         ValueError: a guided model whose mean reward is not above its control's.
     """
-    protocol = _protocol(preset, out)
+    protocol = protocol_of(preset, out)
     pool = with_predictions(protocol, load_set(protocol.path("conditional")), ("reward",))
     targets = [property_targets(property_draw(protocol, name, pool)) for name in UNITS]
     aim = sum(payoff_level(target["guided"]) for target in targets) / len(UNITS)
@@ -499,7 +529,7 @@ def judge_properties(preset: str, out: Path, seeds: tuple = SEEDS) -> list[Path]
     or no molecule). Beside them held-out molecules, "real", each asked for what it has. A set that
     has them is not judged again.
     """
-    protocol, written = _protocol(preset, out), []
+    protocol, written = protocol_of(preset, out), []
     paths = {path: None for seed in seeds for path in set_paths(protocol, seed).values()}
     test = protocol.data.part("test")
     test = test.subset(range(min(len(test), SAMPLES[preset])))

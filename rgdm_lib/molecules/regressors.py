@@ -71,13 +71,21 @@ class Regressor(nn.Module):
 
 
 class NoisyRegressor(Regressor):
-    """The same of a noisy molecule: ``(x_t, t) -> (B, 1)``, for guidance by a learned value.
+    """The same of a noisy molecule: ``(x_t, t) -> (B, values)``, for guidance by its gradient.
 
     It sees t / T and sqrt(1 - alpha_bar_t), as the denoiser does (`egnn.EGNN`).
     """
 
-    def __init__(self, alpha_bar: Tensor, hidden: int, edge: int, layers: int, basis: int = 20):
-        super().__init__(hidden, edge, layers, basis)
+    def __init__(
+        self,
+        alpha_bar: Tensor,
+        hidden: int,
+        edge: int,
+        layers: int,
+        basis: int = 20,
+        values: int = 1,
+    ):
+        super().__init__(hidden, edge, layers, basis, values)
         self.register_buffer("alpha_bar", alpha_bar.clone(), persistent=False)
         self.embed = nn.Linear(CHANNELS - 3 + 2, hidden)
 
