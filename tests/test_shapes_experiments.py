@@ -128,6 +128,11 @@ def test_training_times_are_half_even_half_where_shapes_are_decided():
     bump = p[1:] - 0.5 / 1000
     middle, high = (float(ratio[int((bump.cumsum(0) < q / 2).sum())]) for q in (0.5, 0.8413))
     assert middle == pytest.approx(2.5, rel=0.02) and high == pytest.approx(2.5 * 3.32, rel=0.03)
+    for_classes = training_times(9.0)
+    assert float(for_classes.sum()) == pytest.approx(1)
+    higher = (for_classes - 0.5 / 1000)[1:].cumsum(0)
+    middle = float(ratio[int((higher < 0.25).sum())])  # steps are coarse up there
+    assert middle == pytest.approx(9.0, rel=0.05)
 
 
 def test_samples_are_in_the_clouds_own_unit():
@@ -220,6 +225,22 @@ def test_guided_models_write_their_samples_and_go_on_where_they_were(tmp_path):
     changed = [i for i, (a, b) in enumerate(zip(after, before, strict=True)) if a != b]
     assert changed == [2]
     assert torch.equal(load_clouds(paths[2])[0], made[2])
+
+
+def test_a_class_that_is_to_have_its_share_is_trained_where_it_is_decided(base, monkeypatch):
+    drawn = {}
+    monkeypatch.setattr(experiments.Start, "sample", lambda self, denoiser, seed: None)
+    start = experiments.Start.load("quick", base)
+    for name in ("class_ess40", "symmetric"):
+
+        def fit(*arguments, loss, name=name, **options):
+            drawn[name] = loss.keywords["times"]
+            return []
+
+        monkeypatch.setattr(experiments.rgdm, "fit", fit)
+        experiments._rgdm(start, name, 0)
+    assert torch.equal(drawn["class_ess40"], training_times(9.0))
+    assert torch.equal(drawn["symmetric"], training_times())
 
 
 def test_a_model_and_its_rivals_train_for_as_many_steps(base):

@@ -27,6 +27,8 @@ from rgdm_lib.payoff import Draw, Reward, temperature_for_ess
 from rgdm_lib.rewards import threshold
 from rgdm_lib.shapes.data import Normalisation, ShapeSet, shapes
 from rgdm_lib.shapes.model import (
+    CLASS_DECIDED,
+    DECIDED,
     SAMPLING_STEPS,
     load_classifier,
     load_clouds,
@@ -91,7 +93,7 @@ WANTED = "chair"
 GUIDED = {
     "control": {"long": True},
     "class_ess80": {"reward": "class", "share": 0.8, "long": True},
-    "class_ess40": {"reward": "class", "share": 0.4, "long": True},
+    "class_ess40": {"reward": "class", "share": 0.4, "long": True, "ratio": CLASS_DECIDED},
     "class_ess10": {"reward": "class", "share": 0.1},
     # the law of the class
     "class_probability": {"reward": "class_probability", "tau": 1.0, "long": True},
@@ -377,7 +379,7 @@ def _rgdm(start: Start, name: str, seed: int) -> Made:
         lambda denoiser: draw,
         tau,
         batch_size=GUIDANCE[start.preset]["batch"],
-        loss=partial(diffusion.loss, times=training_times()),
+        loss=partial(diffusion.loss, times=training_times(GUIDED[name].get("ratio", DECIDED))),
         progress=True,
         optimizer=muon,
         **start.trainer(name, seed),

@@ -31,6 +31,8 @@ SAMPLING_STEPS = 240
 BASE = "shapes/base.safetensors"
 CLASSIFIER, JUDGE = "shapes/classifier.safetensors", "shapes/judge.safetensors"
 BASE_SAMPLES = "shapes/base_samples.npz"
+DECIDED = 2.5  # noise-to-signal ratio where shapes are decided
+CLASS_DECIDED = 9.0  # and where their class is
 UNIT = 0.002  # of coordinates in files, below a tenth of the spacing of 512 points
 
 
@@ -63,17 +65,20 @@ def noise_to_signal() -> Tensor:
     return ((1 - alpha_bar) / alpha_bar).sqrt()
 
 
-def training_times() -> Tensor:
+def training_times(ratio: float = DECIDED) -> Tensor:
     """(T + 1,) probabilities of t in training: half even, half where shapes are decided.
 
-    That half is log-normal in the noise-to-signal ratio, median 2.5, sd of the log 1.2 (log-normal
-    noise levels: Karras et al. 2022, table 1). Measured with 24 shapes of 512 points, whose
-    posterior is known as points are independent: half of the bits that tell the shapes apart are
-    gone at a ratio of 3.5, the last at 30; half of the class's at 9. Below 1 shapes are known,
-    and surfaces get sharp.
+    That half is log-normal in the noise-to-signal ratio, sd of the log 1.2 (log-normal noise
+    levels: Karras et al. 2022, table 1). Measured with 24 shapes of 512 points, whose posterior is
+    known as points are independent: half of the bits that tell the shapes apart are gone at a ratio
+    of 3.5, the last at 30; half of the class's at 9. Below 1 shapes are known, and surfaces get
+    sharp.
+
+    Args:
+        ratio: the median, above 0.
     """
-    ratio = noise_to_signal()
-    z = (ratio / 2.5).log() / 1.2
+    median, ratio = ratio, noise_to_signal()
+    z = (ratio / median).log() / 1.2
     bump = torch.exp(-z.square() / 2) / ratio * ratio.diff(prepend=ratio.new_zeros(1))
     even = torch.full_like(bump, 1 / T)
     return torch.cat([bump.new_zeros(1), (even + bump / bump.sum()) / 2])
