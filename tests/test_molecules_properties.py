@@ -134,6 +134,21 @@ def test_a_louder_question_lies_further_from_the_mean_of_its_size(protocol):
     assert float(expected.abs().max()) > 0.1
 
 
+def test_what_is_heard_is_the_correlation_within_a_size(protocol):
+    half = protocol.generator_half
+    asked = _asked(half, "alpha", half.property("alpha"))
+    mean, rng = protocol.mean_of_size("alpha", half.n_atoms), np.random.default_rng(0)
+    deaf = asked.with_properties(evaluator=mean + rng.normal(size=len(half)))
+    away = half.property("alpha") - mean
+    half_heard = mean + 0.5 * away + 3**0.5 / 2 * away.std() * rng.normal(size=len(half))
+    said = asked.with_properties(evaluator=half_heard)
+    assert np.corrcoef(deaf.property("evaluator"), half.property("alpha"))[0, 1] > 0.4
+    assert abs(properties.heard(protocol, "alpha", deaf)) < 4 / len(half) ** 0.5
+    assert abs(properties.heard(protocol, "alpha", said) - 0.5) < 4 / len(half) ** 0.5
+    echo = asked.with_properties(evaluator=half.property("alpha"))
+    assert properties.heard(protocol, "alpha", echo) == pytest.approx(1)
+
+
 def test_the_gain_is_the_one_whose_answers_are_nearest(protocol, tmp_path, monkeypatch):
     """Answers off by |log2(gain / best)|, by the reward network; best at 2, 8 and 1."""
     best, made = {"alpha": 2.0, "mu": 8.0, "gap": 1.0}, []

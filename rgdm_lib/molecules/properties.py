@@ -308,6 +308,22 @@ def atoms_only(protocol: Protocol, name: str, molecules: MoleculeSet) -> float:
     return float(np.abs(guess - asked.property("target")).mean())
 
 
+def heard(protocol: Protocol, name: str, molecules: MoleculeSet) -> float:
+    """Correlation of the target and what the evaluator says, each less the mean of its size.
+
+    Every model is given the size, and the property goes with it: that part proves nothing.
+
+    Args:
+        protocol: whose generators' half has the means.
+        name: the property.
+        molecules: with properties asked, target and evaluator.
+    """
+    asked = asked_for(name, molecules)
+    mean = protocol.mean_of_size(name, asked.n_atoms)
+    both = [asked.property(key) - mean for key in ("target", "evaluator")]
+    return float(np.corrcoef(both)[0, 1])
+
+
 def errors(
     name: str, sets: dict[str, MoleculeSet], real: MoleculeSet, by: str = "evaluator"
 ) -> dict[str, tuple[float, float]]:
