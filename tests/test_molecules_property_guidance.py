@@ -1,5 +1,8 @@
 """Classifier guidance of the conditional model: likelihood, steering, the experiment in quick."""
 
+import copy
+from typing import NamedTuple
+
 import numpy as np
 import pytest
 import torch
@@ -25,27 +28,48 @@ def test_the_likelihood_is_a_normal_one():
 def test_steering_adds_the_gradient_of_what_was_asked():
     """A reader whose means are sums over x, of sd e^(1/2): the gradient is (c - mean) / e."""
     schedule = molecule_diffusion().schedule
-    x, t = torch.randn(2, 5, 9), torch.tensor([300, 700])
+    protocol = regressors.Protocol()
+    x, t = torch.randn(2, 12, 9), torch.tensor([300, 700])
 
     def reader(x_t, t):
         total = x_t.sum((1, 2))[:, None] * torch.tensor([1.0, 2.0, 3.0])
         return torch.cat([total, torch.full_like(total, 0.5)], 1)
 
-    told = []
+    heard = []
 
     def denoiser(x_t, t, cond):
-        told.append(cond)
+        heard.append(cond)
         return torch.zeros_like(x_t)
 
     asked, c = torch.tensor([0, 2]), torch.tensor([0.7, -0.4])
-    cond = properties.condition_vector(asked, c)
-    eps = steered(denoiser, reader, torch.tensor([0.5, 100.0, 2.0]))(x, t, cond)
-    assert torch.equal(told[0], cond)
+    gains, half = {"alpha": 4.0, "mu": 2.0, "gap": 8.0}, protocol.generator_half
+    mean = [half.property(name)[half.n_atoms == 12].mean() for name in ("alpha", "gap")]
+    mean = [
+        float(protocol.normalised(k, np.array([x])))
+        for k, x in zip(("alpha", "gap"), mean, strict=True)
+    ]
+    mean = torch.tensor(mean)
+    told = mean + torch.tensor([4.0, 8.0]) * (c - mean)  # as loudly as the denoiser is asked
+    cond = properties.condition_vector(asked, told)
+    scales = {"alpha": 0.5, "mu": 100.0, "gap": 2.0}
+    eps = steered(protocol, denoiser, reader, scales, gains)(x, t, cond)
+    assert torch.equal(heard[0], cond)
     total = x.sum((1, 2))
     slope = torch.tensor([0.5 * 1.0, 2.0 * 3.0])  # scale times d mean / dx
     gradient = slope * (c - torch.tensor([1.0, 3.0]) * total) / np.e
     expected = -(1 - schedule.alpha_bar[t]).sqrt().float() * gradient
     torch.testing.assert_close(eps, expected[:, None, None].expand_as(x), rtol=1e-4, atol=1e-4)
+
+
+class Marked(NamedTuple):
+    """A steered denoiser that remembers how."""
+
+    steered: object
+    scales: dict
+    gains: dict
+
+    def __call__(self, *arguments):
+        return self.steered(*arguments)
 
 
 def test_experiment_quick(tmp_path, monkeypatch):
@@ -62,6 +86,24 @@ def test_experiment_quick(tmp_path, monkeypatch):
         made.append(float(loss(network).mean().detach()))
         return train(network, loss, *arguments, **options)
 
+    def known_steered(protocol, denoiser, reader, scales, gains):
+        networks.append(copy.deepcopy(reader.state_dict()))
+        return Marked(steered(protocol, denoiser, reader, scales, gains), scales, gains)
+
+    def asked(protocol, denoiser, path, out, preset, n, noise, gains, **settings):
+        assert isinstance(denoiser, Marked) and denoiser.gains == gains
+        assert settings == {f"scale_{k}": x for k, x in denoiser.scales.items()}
+        used.append((n, noise, *denoiser.scales.values()))
+        return sample(protocol, denoiser, path, out, preset, n, noise, gains, **settings)
+
+    def watched(molecules, label, batch, weight=None):
+        halves.append(molecules)
+        return regressors.labelled_batches(molecules, label, batch, weight)
+
+    networks, used, halves, sample = [], [], [], properties.sample_questions
+    monkeypatch.setattr(property_guidance, "steered", known_steered)
+    monkeypatch.setattr(property_guidance, "sample_questions", asked)
+    monkeypatch.setattr(property_guidance, "labelled_batches", watched)
     train = property_guidance.train_and_save
     monkeypatch.setattr(property_guidance, "nearest_by_trial", known)
     monkeypatch.setattr(property_guidance, "train_and_save", fit)
@@ -69,14 +111,18 @@ def test_experiment_quick(tmp_path, monkeypatch):
     protocol = regressors.Protocol(home=tmp_path)
     assert path == protocol.path("classifier_seed0")
     answers = properties.load_sets(protocol)["classifier"]
-    assert len(answers) == 120 and set(answers.property("gain")) == {1.0}
+    assert len(answers) == 120
+    conditional = properties.load_sets(protocol)["conditional"]
+    assert properties.set_gains(answers) == properties.set_gains(conditional)
+    trials = [(5, 2000, x, x, x) for x in property_guidance.SCALES]
+    assert used == [*trials, (40, 6, 0.5, 4.0, 1.0)]
+    assert set(halves[0].index) == set(protocol.generator_half.index)
     for name, scale in scales.items():
         assert set(answers.property(f"scale_{name}")) == {scale}
     weights = protocol.path("reader_seed0", ".safetensors")
     saved = load_tensors(weights)[0]
-    reader = train_reader(protocol, 0, "quick", tmp_path)  # from the file
-    for name, value in reader.state_dict().items():
-        torch.testing.assert_close(value, saved[name].float())
+    for network in networks:  # what steers is what the file holds
+        assert all(torch.equal(value, saved[name].float()) for name, value in network.items())
     assert len(made) == 1 and np.isfinite(made[0])
     before = path.stat().st_mtime_ns
     property_guidance.steer_properties("quick", tmp_path, seeds=(0,))

@@ -11,7 +11,7 @@ in equal weights ("control"), on these at the temperature of the payoff ("guided
 
 A network that hears c faintly answers as if it had been asked for less. So each is asked for more:
 the question lies ``gain`` times as far from the mean of its size as what is wanted, and a trial
-says which of ``GAINS`` brings the answers nearest to that, for each model and each property.
+says which of ``GAINS`` brings the answers nearest to that, for each network and each property.
 """
 
 from __future__ import annotations
@@ -263,10 +263,10 @@ def nearest_by_trial(
     return {name: min(error, key=error.get) for name, error in off.items()}
 
 
-def drop_trials(path: Path, out: Path) -> None:
-    """Remove the trials of a set that is there: the next network of its name has its own."""
-    for trial in out.glob(f"{path.stem}_trial*.npz"):
-        trial.unlink()
+def drop_parts(path: Path, out: Path) -> None:
+    """Remove trials and parts of a set from ``out``: the next network of its name has its own."""
+    for part in out.glob(f"{path.stem}_*.npz"):
+        part.unlink()
 
 
 def tuned_gains(
@@ -412,7 +412,9 @@ class _Trainee:
         weights, preset = self.protocol.path(kind, ".safetensors"), self.preset
         if not weights.exists():
             print(f"properties: {kind}", flush=True)
+            drop_parts(self.protocol.path(kind), self.out)
             batch, steps = GUIDANCE[preset]["batch"], FURTHER_STEPS[preset]
+            gains = set_gains(molecules) if "gain" in molecules.properties else {}
             if kind == "conditional":
                 steps = GUIDANCE[preset]["steps"]
             diffusion, times = molecule_diffusion(), training_times()
@@ -433,7 +435,7 @@ class _Trainee:
                 self.out / f"{weights.stem}.checkpoint.safetensors",
                 steps,
                 self.lr,
-                {"properties": list(UNITS), "kind": kind, "batch": batch},
+                {"properties": list(UNITS), "kind": kind, "batch": batch, "gains": gains},
                 command_line("molecules-property", preset),
             )
         self.network.load_state_dict(load_model(weights)[0].state_dict())
@@ -447,7 +449,7 @@ class _Trainee:
         if not path.exists():
             given = self.protocol, self.network, path, self.out, self.preset
             sample_questions(*given, n, noise, tuned_gains(*given))
-            drop_trials(path, self.out)
+        drop_parts(path, self.out)
         return path
 
 
