@@ -241,6 +241,8 @@ def test_a_class_that_is_to_have_its_share_is_trained_where_it_is_decided(base, 
         experiments._rgdm(start, name, 0)
     assert torch.equal(drawn["class_ess40"], training_times(9.0))
     assert torch.equal(drawn["symmetric"], training_times())
+    ratios = {k: start.trainer(k, 0)["config"]["ratio"] for k in ("class_ess40", "ddpo_class")}
+    assert ratios == {"class_ess40": 9.0, "ddpo_class": 2.5}
 
 
 def test_a_model_and_its_rivals_train_for_as_many_steps(base):
