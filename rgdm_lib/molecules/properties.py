@@ -481,8 +481,6 @@ def target_properties(
     written = [trainee.sample("conditional", POOL[preset], POOL_NOISE)]
     pool = with_predictions(protocol, load_set(written[0]), ("reward",))
     wanted = [property_targets(property_draw(protocol, name, pool)) for name in UNITS]
-    gain = np.array([set_gains(pool)[name] for name in UNITS])
-    half = half.with_properties(gain=gain[half.property("asked")])  # "longer" is told as loudly
     for seed in seeds:
         for kind in kinds:
             network.load_state_dict(conditional)
