@@ -2141,13 +2141,21 @@ assert quality["strengthened"]["unique_edm"] < quality["base"]["unique_edm"] - 0
 # *guided* on the weighted ones. A last row adds to the conditional model the difference of guided model and control, $s$ times: at the $s$ where the mean reward would be the payoff's, if the difference
 # did as much from there as from the control. (`experiment molecules-property`: 8,000 batches for the conditional model, 4,000 more for each of the three, one training seed.)
 #
+# Two things are done so that nobody is beaten unfairly.
+#
+# - **Ask louder.** A network that hears $c$ faintly answers as if it had been asked for less. So ask for more: tell it $\bar c_N + g\,(c - \bar c_N)$, where $\bar c_N$ is the mean of that
+#   size and $g$ a *gain*. Of the gains 1, 2, 4 and 8 each network gets, for each property, the one at which 100 trial answers came nearest to their targets, by the reward network. Control and guided model
+#   are trained on what their answers were answers to, real molecules tell their own value. EDM has no gain, which is $g = 1$.
+# - **The rival with a gradient.** *Classifier guidance* reads the property off a noisy molecule: a network trained on the generators' half, for as many batches as the others, says $p(c \mid x_t)$, a normal law, and
+#   $s \nabla \log p(c \mid x_t)$ is added to the conditional model's score (03). Its $s$ is set by trials, too. It can do so because a regressor has a gradient; for QED or stability there is none.
+#
 # **Predict.** Half of the training molecules are 1,568. How closely does a network follow $c$ that was *told* $c$? And what does it mean if a model falls below the evaluator's own error?
 
 # %%
 protocol = regressors.Protocol()
 answers, real_answers = properties.load_sets(protocol), data.load_set(protocol.path("real"))
-named = {"conditional": "conditional", "longer": "longer, on real molecules", "control": "control", "guided": "**guided**",
-         "strengthened": "conditional + s (guided - control)"}  # fmt: skip
+named = {"conditional": "conditional", "longer": "longer, on real molecules", "classifier": "conditional, with classifier guidance", "control": "control",
+         "guided": "**guided**", "strengthened": "conditional + s (guided - control)"}  # fmt: skip
 some = answers["guided"].subset(range(0, len(answers["guided"]), 100))  # the files' words are those of the networks
 again = properties.with_predictions(protocol, some)
 assert all(np.allclose(again.property(kind), some.property(kind), rtol=1e-3, atol=1e-4) for kind in regressors.REGRESSORS)
@@ -2175,7 +2183,13 @@ print("effective samples:", ", ".join(f"{name} {aim.ess:,.0f} of {int(torch.isfi
 table(["mean absolute error, by the evaluator", *(f"{name}, {unit}" for name, unit in regressors.UNITS.items())], rows)
 
 # %%
-shown = {"longer": "trained longer", "guided": "guided", "strengthened": "+ s (guided - control)"}
+heard = {kind: {name: properties.heard(protocol, name, answers[kind]) for name in regressors.UNITS} for kind in named}
+rows = [[word, *(f"{answers['classifier'].property(f'scale_{name}')[0]:g} (gradient)" if kind == "classifier" else f"{properties.set_gains(answers[kind])[name]:g}"
+                 for name in regressors.UNITS), *(f"{heard[kind][name]:.2f}" for name in regressors.UNITS)] for kind, word in named.items()]  # fmt: skip
+table(["", *(f"gain, {name}" for name in regressors.UNITS), *(f"correlation within a size, {name}" for name in regressors.UNITS)], rows)
+
+# %%
+shown = {"longer": "trained longer", "guided": "guided", "classifier": "classifier guidance"}
 fig, axes = plt.subplots(3, 3, figsize=(9.5, 8), sharex="col", sharey="col")
 for column, (name, unit) in zip(axes.T, regressors.UNITS.items(), strict=True):
     low, high = np.percentile(properties.asked_for(name, real_answers).property("target"), (0.5, 99.5))
@@ -2195,13 +2209,13 @@ run.figure(fig, "property_asked_and_got",
 rows, good, off_stable = [], {}, {}
 for kind, word in named.items():
     molecules, stable_here = answers[kind], metrics.stability_edm(answers[kind])[0]
-    few = molecules.subset(np.linspace(0, len(molecules) - 1, 900).astype(int))  # as many of each property
+    few = molecules.subset(np.linspace(0, len(molecules) - 1, 600).astype(int))  # as many of each property
     good[kind] = judged(few, len(few)) | {"all": stable_here.mean()}
     for name in regressors.UNITS:
         off_stable[kind, name] = properties.errors(name, {kind: molecules.subset(stable_here)}, real_answers)[kind]
     rows.append([word, f"{good[kind]['all']:.1%}", *(f"{good[kind][key]:.1%}" for key in ("valid_edm", "unique_edm", "valid_unique_edm")),
                  f"{good[kind]['memorisation_ratio']:.2f}", *(in_table(name, *off_stable[kind, name]) for name in regressors.UNITS)])  # fmt: skip
-table(["", "stable", "valid", "different, of 900", "valid and different", "memorisation", *(f"error of {name}, stable ones" for name in regressors.UNITS)], rows)
+table(["", "stable", "valid", "different, of 600", "valid and different", "memorisation", *(f"error of {name}, stable ones" for name in regressors.UNITS)], rows)
 
 # %%
 words = {"reward": "the reward network", "evaluator": "the evaluator", "gfn2": "GFN2-xTB"}
@@ -2211,16 +2225,18 @@ rows += [[named[kind], *(in_table(name, *found[kind]) for (name, _), found in by
 table(["mean absolute error", *(f"{name} by {words[judge]}" for name, judge in by)], rows)
 
 # %%
+what_it_is = {"guided": "the model guided by r = -|f - c| at an ESS of 40 %", "classifier": "the conditional model with classifier guidance",
+              "strengthened": "that model's difference to its control added to the conditional model several times,"}  # fmt: skip
 for name, unit in regressors.UNITS.items():
-    for kind, at in (("guided", ""), ("strengthened", "_at_s")):
+    for kind, at in (("guided", ""), ("strengthened", "_at_s"), ("classifier", "_by_classifier")):
         run.metric(f"property_mae_ratio_{name}{at}", off[name][kind][0] / off[name]["longer"][0], "1", len(answers[kind]) // 3,
-                   f"mean absolute error of {name} to its target, EDM's protocol, of the model guided by r = -|f - c| at an ESS of 40 %, training seed 0"
-                   f"{', its difference to the control added to the conditional model several times,' if at else ''} over that of the conditional model trained as long on "
-                   "real molecules")  # fmt: skip
-    for what, value in (("longer", off[name]["longer"][0]), ("atoms_only", properties.atoms_only(protocol, name, answers["longer"]))):
-        run.metric(f"property_mae_{name}_{what}", value, unit, len(answers["longer"]) // 3,
-                   f"mean absolute error of {name} to its target by the evaluator: "
-                   f"{'the conditional model trained further on real molecules' if what == 'longer' else 'the median of its size in place of any model'}")  # fmt: skip
+                   f"mean absolute error of {name} to its target, EDM's protocol, training seed 0, of {what_it_is[kind]} over that of the conditional model trained as "
+                   "long on real molecules, each asked at the gain of its own trial")  # fmt: skip
+    for kind, text in (("longer", "the conditional model trained further on real molecules"), ("classifier", what_it_is["classifier"])):
+        run.metric(f"property_mae_{name}_{kind}", off[name][kind][0], unit, len(answers[kind]) // 3,
+                   f"mean absolute error of {name} to its target by the evaluator: {text}")  # fmt: skip
+    run.metric(f"property_mae_{name}_atoms_only", properties.atoms_only(protocol, name, answers["longer"]), unit, len(answers["longer"]) // 3,
+               f"mean absolute error of {name} to its target: the median of its size in place of any model")  # fmt: skip
     run.metric(f"property_mae_{name}", off[name]["guided"][0], unit, len(answers["guided"]) // 3,
                f"mean absolute error of {name} to its target of the guided model, by the evaluator; floor: its own error", floor=off[name]["judge"][0])  # fmt: skip
 run.metric("property_mae_ratio_mu_by_gfn2", by["mu", "gfn2"]["guided"][0] / by["mu", "gfn2"]["longer"][0], "1", len(answers["guided"]) // 3,
@@ -2228,7 +2244,7 @@ run.metric("property_mae_ratio_mu_by_gfn2", by["mu", "gfn2"]["guided"][0] / by["
 change = {key: good["guided"][key] - good["longer"][key] for key in ("all", "unique_edm")}
 run.metric("property_stable_change", change["all"], "1", len(answers["guided"]),
            "share of stable molecules by EDM's rule of the model guided to a property, minus that of the conditional model trained as long on real molecules")  # fmt: skip
-run.metric("property_unique_change", change["unique_edm"], "1", 900, "the same for the share of different ones among 900")
+run.metric("property_unique_change", change["unique_edm"], "1", 600, "the same for the share of different ones among 600")
 
 # %%
 def over(kind, other, name, judge="evaluator"):
@@ -2237,30 +2253,35 @@ def over(kind, other, name, judge="evaluator"):
     return found[kind][0] / found[other][0]
 
 
-for kind, other in (("guided", "longer"), ("guided", "control"), ("strengthened", "longer")):
+for kind, other in (("guided", "longer"), ("guided", "control"), ("guided", "classifier"), ("strengthened", "longer"), ("classifier", "longer")):
     print(f"{kind} over {other}:", ", ".join(f"{name} {over(kind, other, name):.2f}" for name in regressors.UNITS),
           "; by GFN2:", ", ".join(f"{name} {over(kind, other, name, 'gfn2'):.2f}" for name in ("mu", "gap")))  # fmt: skip
 # what the text below says
-assert all(off["alpha"][kind][0] > 3.2 for kind in named) and all(abs(over("guided", "longer", name) - 1) < 0.06 for name in off)
-assert all(0.85 < over("guided", "control", name) < 0.95 for name in off) and good["guided"]["all"] > good["longer"]["all"] + 0.05
-assert over("strengthened", "longer", "mu") < 0.8 and over("strengthened", "longer", "gap") < 0.8 and good["strengthened"]["all"] < 0.45
-assert over("strengthened", "longer", "mu", "gfn2") < 0.8 and over("strengthened", "longer", "gap", "gfn2") < 0.8 < over("strengthened", "longer", "alpha")
-assert min(off["gap"][kind][0] for kind in named) > 4 * off["gap"]["judge"][0]
+assert all(0.93 < over("guided", "longer", name) < 1.03 and 0.83 < over("guided", "control", name) < 0.96 for name in off)
+assert all(over("classifier", "longer", name) < 0.83 and heard["classifier"][name] == max(heard[kind][name] for kind in named) for name in off)
+assert over("classifier", "longer", "alpha") < 0.65 and good["classifier"]["all"] < good["longer"]["all"] - 0.03
+assert good["guided"]["all"] > good["longer"]["all"] + 0.08 and good["guided"]["all"] < good["control"]["all"] - 0.05
+assert all(over("strengthened", "longer", name) > 0.9 for name in off) and good["strengthened"]["all"] < 0.5
+assert all(off["alpha"][kind][0] > properties.atoms_only(protocol, "alpha", answers["longer"]) for kind in ("conditional", "longer", "control", "guided"))
+assert off["alpha"]["classifier"][0] < 0.7 * properties.atoms_only(protocol, "alpha", answers["longer"])
+assert all(over("classifier", "guided", name) < 0.87 for name in off) and over("classifier", "guided", "mu", "gfn2") < 0.9
+assert min(off["gap"][kind][0] for kind in named) > 3 * off["gap"]["judge"][0]
 
 # %% [markdown]
-# - **Nobody listens well.** Asked for $\alpha$, every model misses by more than *atoms only*: it draws its molecules almost without regard to $c$, and a random molecule is further from
-#   $c$ than the median is. The gap is heard best. EDM's own conditional model, of 50,000 molecules, beats that row for $\alpha$ (2.76 for 3.86 Bohr³); for $\mu$ it does
-#   not (1.11 for 1.05 Debye).
-# - **Why is that so hard?** Because $c$ hardly matters to the loss. On the evaluator's half, which the conditional model was not trained on, giving a molecule the $c$ of another one of its size raises the
-#   denoising loss by 0.3 to 0.8 % at $t$ = 200 to 400, where graphs are decided, and by less elsewhere (measured once, not in this notebook). What so little depends on takes many batches to learn.
-# - **RGDM is worth as much as labels, and no more.** Against its control the guided model gains 7 to 13 %. Against the model that went on with real molecules, each with its true $c$, it gains nothing
-#   beyond chance ($\pm$ 0.05). We had asked for a ratio of 0.8. What it does gain is stability, 75 % for 67 %, for the unstable had no value.
-# - **The direction is right, the step is not.** The difference of guided model and control, added $s = 6.9$ times to the conditional model, brings $\mu$ and the gap to 0.79 and 0.75 of the longer-trained model's
-#   errors. GFN2, which took no part, gives 0.74 and 0.77: no network was fooled. But only 40 % of the molecules are stable, so this is no answer either (of the stable ones the errors are
-#   0.71 and 0.66 of the longer-trained model's); and $\alpha$, which asks for other atoms, does not follow at all.
-# - **No alarm.** The best error is four times the evaluator's own. A published table has a row *below* that bound: it was trained on the evaluator's word.
+# - **Ask louder.** It costs nothing and does more than any training here. Asked plainly, the model trained longer had missed by 4.26 Bohr³, 1.21 Debye and 0.0381 Hartree (700 answers each, measured once);
+#   asked four and eight times as far from the mean of its size, by 3.63, 0.96 and 0.0302. It is the same network. The price is stability, 50 % for 67 %: so far out it has seen few questions. Why does it work? On the
+#   evaluator's half, giving a molecule the $c$ of another one of its size raises the denoising loss by 0.3 to 0.8 % at $t$ = 200 to 400, where graphs are decided, and by less elsewhere (measured once). What so little
+#   depends on takes many batches to learn; a louder question makes up for what is not learned yet.
+# - **RGDM is worth as much as labels, and no more.** Against its control the guided model gains 5 to 16 %. Against the model that went on with real molecules, each with its true $c$, it gains nothing
+#   beyond chance (0.96 to 1.00, $\pm$ 0.05). We had asked for 0.8. Had we asked the rival plainly, as EDM does, we would have measured 0.82, 0.79 and 0.77 and called it a success. It was the question, not the reward.
+#   What RGDM does gain is stability, 61 % for 50 %, for the unstable had no value.
+# - **The gradient wins, clearly.** Classifier guidance brings $\alpha$ to 0.59 of the longer-trained model's error, $\mu$ to 0.78 and the gap to 0.82, and is the only one below *atoms only* in $\alpha$. Its scale was still best at the last
+#   value tried, so more may be had. Its network learned from exact labels, not from the noise of a denoising loss, in as many batches. It pays with stability (45 %), and with a backward pass in each step.
+# - **Added several times, the difference breaks the molecules**: 46 % are stable, and the errors are no smaller. Of the stable ones alone they are; but a choice of samples is not a model.
+# - **Loud training does not help.** Also tried: real molecules told their value at the gain. The network then learned to turn the volume down: $\mu$ asked and got correlated by 0.16 (measured once).
+# - **No alarm.** The best error is three times the evaluator's own. A published table has a row *below* that bound: it was trained on the evaluator's word.
 #
-# So for a wish that the data carry as a label, train on the label, as long as you can afford (03). A reward has its place where there is no label to train on.
+# So for a wish that the data carry as a label: ask the model that was told it, louder, or steer it by a network that reads it (03). A reward has its place where there is no label, and nothing to differentiate.
 
 # %% [markdown]
 # ### What else changed, and what got worse
