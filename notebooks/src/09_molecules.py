@@ -2202,7 +2202,7 @@ for column, (name, unit) in zip(axes.T, regressors.UNITS.items(), strict=True):
     ax.set_xlabel(f"{name} asked for ({unit})")
 run.figure(fig, "property_asked_and_got",
            alt="Nine panels, property by the evaluator against the property asked for, with a diagonal: a column for alpha, mu and the gap, a row for the model trained longer, the "
-               "guided one, and the difference added several times. Wide clouds; those of the gap lean toward the diagonal, most in the last row.",
+               "guided one, and the one with classifier guidance. Wide clouds in the first two rows; in the last they lie along the diagonal, closest for alpha.",
            see="what listens lies along the diagonal. Much of the slope for alpha is the size, which every model is given.")  # fmt: skip
 
 # %%
@@ -2265,7 +2265,9 @@ assert all(over("strengthened", "longer", name) > 0.9 for name in off) and good[
 assert all(off["alpha"][kind][0] > properties.atoms_only(protocol, "alpha", answers["longer"]) for kind in ("conditional", "longer", "control", "guided"))
 assert off["alpha"]["classifier"][0] < 0.7 * properties.atoms_only(protocol, "alpha", answers["longer"])
 assert all(over("classifier", "guided", name) < 0.87 for name in off) and over("classifier", "guided", "mu", "gfn2") < 0.9
-assert min(off["gap"][kind][0] for kind in named) > 3 * off["gap"]["judge"][0]
+assert all(min(off[name][kind][0] for kind in named) > 2 * off[name]["judge"][0] for name in off)
+assert over("guided", "longer", "mu", "reward") < 0.97 < over("guided", "longer", "mu") < 1.05 < over("guided", "longer", "mu", "gfn2")
+assert abs(over("guided", "longer", "gap", "gfn2") - over("guided", "longer", "gap")) < 0.03
 
 # %% [markdown]
 # - **Ask louder.** It costs nothing and does more than any training here. Asked plainly, the model trained longer had missed by 4.26 Bohr³, 1.21 Debye and 0.0381 Hartree (700 answers each, measured once);
@@ -2279,7 +2281,9 @@ assert min(off["gap"][kind][0] for kind in named) > 3 * off["gap"]["judge"][0]
 #   value tried, so more may be had. Its network learned from exact labels, not from the noise of a denoising loss, in as many batches. It pays with stability (45 %), and with a backward pass in each step.
 # - **Added several times, the difference breaks the molecules**: 46 % are stable, and the errors are no smaller. Of the stable ones alone they are; but a choice of samples is not a model.
 # - **Loud training does not help.** Also tried: real molecules told their value at the gain. The network then learned to turn the volume down: $\mu$ asked and got correlated by 0.16 (measured once).
-# - **No alarm.** The best error is three times the evaluator's own. A published table has a row *below* that bound: it was trained on the evaluator's word.
+# - **A trace of hacking.** For $\mu$ the reward network finds the guided model 6 % nearer to its targets than the longer-trained one, the evaluator as near, GFN2, which took no part, 11 % further away (each $\pm$ 5 or 6 %).
+#   A small part of what was learned is the reward network's own mistakes. Of the gap GFN2 says what the evaluator says.
+# - **No alarm, though.** The best error is more than twice the evaluator's own. A published table has a row *below* that bound: it was trained on the evaluator's word.
 #
 # So for a wish that the data carry as a label: ask the model that was told it, louder, or steer it by a network that reads it (03). A reward has its place where there is no label, and nothing to differentiate.
 
