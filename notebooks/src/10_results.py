@@ -276,6 +276,7 @@ table(
         ["the evaluator itself, as published", "QM9", "0.10", "0.04", "64"],
         ["*atoms only*", "heavy7", *property_row("_atoms_only")],
         ["*our conditional model, trained longer*", "heavy7", *property_row("_longer")],
+        ["*ours with classifier guidance (a gradient)*", "heavy7", *property_row("_classifier")],
         ["*guided by RGDM*", "heavy7", *property_row("")],
         ["*our evaluator itself*", "heavy7", *property_row("_floor")],
     ],
@@ -284,7 +285,7 @@ table(
 # %% [markdown]
 # **What may be compared.** The question is the same: a molecule of a drawn size with a drawn value of the property, judged by a network on the other half of the training molecules
 # (09, section 5). The first block is QM9, as later papers reprint it. In ours the halves are thirty times smaller, the evaluator is worse, and one network answers for three properties.
-# Read each block between its own two rows: *atoms only* above, the evaluator's own error below.
+# Read each block between its own two rows: *atoms only* above, the evaluator's own error below. Published models are asked for the value itself, ours louder (*gain*, there).
 
 # %%
 shape_metrics = {}
@@ -419,7 +420,8 @@ table(
 # Take the order of the questions, not the digits: it is one world, eight dimensions, a smooth reward, a network that fits it,
 # and settings that the exact answer chose. On molecules the network is what limits all that train: of the gap to the payoff's QED, with 10,000 rewards
 # and 8,000 batches, RGDM closes a fifth, the gradient of a learned value 3 %, and a network that reads the reward ends below the base (one training
-# seed; 09, section 5).
+# seed; 09, section 5). A property near a target is a label that the data carry, and the first row holds: a network that reads it off noisy molecules, and steers, is far
+# ahead of RGDM (last line below).
 # On point clouds, with 12,000 rewards each, a label is worth having where there is one; where
 # there is none, RGDM is ahead of all that trains, and particles, which train nothing and pay for every sample, are ahead of it (08, section 6):
 
@@ -431,6 +433,9 @@ print("chairs among the samples, when a chair is wanted: RGDM", ours("chair_shar
 print("how many times fewer chairs fall, when chairs are to stand: RGDM", ours("falling_ratio", ".1f", clouds_on),
       *(f", {word} {ours(f'falling_ratio_{name}_steady', '.1f', clouds_on)}"
         for name, word in (("conditional", "the reward as input"), ("value", "gradient of a learned value"))))
+print("molecules near a wanted property, error over that of the model told the property and trained as long:",
+      "; ".join(f"{name}: RGDM {ours(f'property_mae_ratio_{name}', '.2f', '09_molecules')}, "
+                f"classifier guidance {ours(f'property_mae_ratio_{name}_by_classifier', '.2f', '09_molecules')}" for name in regressors.UNITS))  # fmt: skip
 
 # %%
 best = order[0]
@@ -445,7 +450,8 @@ run.metric("rgdm_over_nearest_rival", np.mean(ends(rivals["rgdm"]["runs"])) / np
 # Each claim that fails, with the reason as far as it is known. No bound was widened. But one claim changed its subject: that the whole law of QED
 # comes along was first asked of training alone (0.19 for at most 0.05), and is now asked of the model at its strength. And the indicator and the ring's
 # worst training meet their bounds since their steps were raised after a first table, on the same seeds (07). The claims on properties were first asked of a model at a strength,
-# then, when a trial at one broke its molecules, of the model as it was trained; they fail either way.
+# then, when a trial at one broke its molecules, of the model as it was trained; they fail either way. Since then all models are asked at a gain, which helps the
+# other side more: against that model asked plainly the bounds would be met for two of the three.
 
 # %%
 ON, NOT = "07_rgdm", "no reason is known yet; its notebook shows all that was measured"
@@ -461,7 +467,8 @@ BASE = ("the base model is small, and longer training did not move this. Guided 
         f"{ours('corrected_element_error', '.4f')} in its elements and {ours('corrected_qed_error', '+.4f')} in QED (09, section 3); RGDM's "
         "models start from the base as it is, and the correction is added to them when sampling (09, section 5)")  # fmt: skip
 PROPERTY = ("the conditional model hardly hears what it is told: of its denoising loss half a percent depends on the wanted value, and 8,000 batches of 1,568 molecules are few to learn that from noise. "
-            "RGDM teaches through the same input. What it has learned points the right way, but added often enough to reach the target it breaks the molecules (09, section 5)")  # fmt: skip
+            "RGDM teaches through the same input, and the model it is measured against has true values to learn from and is asked at a gain of its own. Asked plainly, as EDM does, that model misses by a sixth to a quarter more. "
+            "A network that reads noisy molecules, and steers, does far better than both (09, section 5)")  # fmt: skip
 REASONS = {
     "gradient-variance": "a first look had promised 10 to 30. Most of it was a policy gradient that is used badly: with "
                          "one random time a sample the ratio is "
@@ -476,8 +483,6 @@ REASONS = {
     "property-mu": "the same",
     "property-gap": "the same",
     "property-mu-physics": "the same",
-    "clouds-shares": "the shares wander from one training to the next: at an effective share of 40 %, 90 and 81 % chairs for the payoff's 86. "
-                     "Three times the steps did not steady them (08, section 6)",
     "elements": BASE,
     "base-qed": BASE,
     "qed-trained-ess80": GAP,
@@ -492,7 +497,7 @@ print(f"QED, share of the gap to the payoff that training alone closed: {trained
 print(f"the same models at a strength set on other samples: {stronger}")
 
 # %% [markdown]
-# Four lessons, three from this list and one from what is no longer on it.
+# Five lessons, three from this list and two from what is no longer on it.
 #
 # - **Two of our guesses were refuted by our own tests**: a tenfold lower variance, and tenfold fewer rewards than DDPO. Both had
 #   come from a rival that was not run as well as it can be. Tune the other side as carefully as your own.
@@ -506,6 +511,8 @@ print(f"the same models at a strength set on other samples: {stronger}")
 #   steps of the sampler: even ones drew modes 3 % too narrow, and weights move a mode by the *square* of its width. A base trained three times
 #   as long, in even steps, still led to pools of weighted samples 1.5 to 1.7 floors away; with steps that are short where there is little
 #   noise, as many of them, the claim holds (07, section 2). The exact denoiser of the *payoff* in the same sampler had looked innocent.
+# - **Train where it is decided.** The shares of classes of point clouds stood on this list, too: of the 86 % chairs of a payoff two trainings made 90 and 81 %. How much noise a training sees most was chosen
+#   for shapes; a class is decided where there is three times as much. Three trainings there made 88, 85 and 89 % (08, section 6).
 
 # %% [markdown]
 # ## 5. Limits
