@@ -88,8 +88,8 @@ CLASSIFIER_TRAINING = {
 # take ``long``er: after so few, of the chairs due at 80 %, 0.56 of the samples, there were 0.50. At
 # 40 %, where 0.86 are due, it is a wash: 0.85, 0.78, 0.82 after so few, 0.90 and 0.81 after as many
 # as at 80 %. What steadies it is a noise-to-signal ``ratio`` of the training times where the class
-# is decided: 0.88, 0.85, 0.89. The others draw theirs where shapes are. Whether a chair stands hangs
-# on where its rear feet are: half of what fell still fell.
+# is decided: 0.88, 0.85, 0.89. The others draw theirs where shapes are. Whether a chair stands
+# hangs on where its rear feet are: half of what fell still fell.
 # To heed a condition takes longer, too. A model and its rivals have as many steps.
 WANTED = "chair"
 GUIDED = {
